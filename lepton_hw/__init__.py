@@ -1,0 +1,1 @@
+"""The contract: what the hardware is, to every other part. numpy only."""

@@ -1,0 +1,165 @@
+"""The arithmetic, defined once. Everything that computes for Lepton is compared with this bit for bit.
+
+float32 operations are IEEE 754-2019 binary32, round to nearest, ties to even, with three simplifications:
+a subnormal operand counts as a zero of its sign, a subnormal result becomes a zero of its sign, and every
+NaN result is the canonical one (0x7FC00000).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import BLOCK, MAX_REDUCTION
+from .errors import FormatError
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+U8 = NDArray[np.uint8]
+I32 = NDArray[np.int32]
+
+MANTISSA_MAX = np.float32(127.0)
+MAX_SHIFT = 3
+ROW_FLOOR = np.float32(2.0**-100)
+"""A row or weight channel whose largest magnitude is below this is all zeros: its reciprocal would overflow."""
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def flush(x: F32) -> F32:
+    """``x`` with subnormals replaced by zeros of their sign and every NaN by the canonical one."""
+    x = np.asarray(x, np.float32)
+    x = np.where(np.abs(x) < _TINY, np.copysign(np.float32(0), x), x)
+    return np.where(np.isnan(x), np.float32(np.nan), x).astype(np.float32)
+
+
+def float_multiply(a: F32, b: F32) -> F32:
+    """``a * b``."""
+    with np.errstate(all="ignore"):
+        return flush(flush(a) * flush(b))
+
+
+def float_add(a: F32, b: F32) -> F32:
+    """``a + b``."""
+    with np.errstate(all="ignore"):
+        return flush(flush(a) + flush(b))
+
+
+def int_to_float(x: I32) -> F32:
+    """int32 to float32, rounded to nearest even."""
+    return np.asarray(x, np.int32).astype(np.float32)
+
+
+class QuantizedRows(NamedTuple):
+    """Block-shifted int8 rows: ``x ~ mantissa * scale / 2**shift``."""
+
+    mantissa: I8
+    """[M, K] in -127..127."""
+    shift: U8
+    """[M, ceil(K / 32)] in 0..3."""
+    scale: F32
+    """[M]"""
+
+
+class QuantizedWeights(NamedTuple):
+    """int8 weights with one scale per output channel: ``w ~ mantissa * scale``."""
+
+    mantissa: I8
+    """[N, K] in -127..127."""
+    scale: F32
+    """[N]"""
+
+
+def _finite_matrix(x: F32, subject: str, remedy: str) -> F32:
+    if x.ndim != 2 or x.dtype != np.float32:
+        raise FormatError(f"{subject}: must be a float32 matrix, not {x.dtype}{list(x.shape)}; convert it first")
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise FormatError(
+            f"{subject}: must be finite, but [{row}, {column}] is {x[row, column]}; {remedy}"
+        )
+    return x
+
+
+def _scales(largest: F32) -> tuple[F32, F32]:
+    """``(largest / 127, 127 / largest)``, both zero below :data:`ROW_FLOOR`."""
+    live = largest >= ROW_FLOOR
+    safe = np.where(live, largest, np.float32(1))
+    zero = np.float32(0)
+    return np.where(live, safe / MANTISSA_MAX, zero), np.where(live, MANTISSA_MAX / safe, zero)
+
+
+def quantize_rows(x: F32) -> QuantizedRows:
+    """Quantize activation rows ``x`` [M, K], without calibration.
+
+    Per row ``scale = absmax(row) / 127``. Per block of 32 the shift is the largest k in 0..3 with
+    ``absmax(block) <= absmax(row) / 2**k``, and the mantissa is ``rint(x * (2**k * (127 / absmax(row))))``
+    clamped to +-127. A last block shorter than 32 is a block of its own.
+
+    Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
+    """
+    x = _finite_matrix(x, "activations", "find the layer that produced it")
+    rows, length = x.shape
+    blocks = -(-length // BLOCK)
+    padded = np.zeros((rows, blocks * BLOCK), np.float32)
+    padded[:, :length] = x
+    blocked = padded.reshape(rows, blocks, BLOCK)
+    block_largest = np.abs(blocked).max(axis=2)  # [M, B]
+    largest = block_largest.max(axis=1)  # [M]
+    scale, inverse = _scales(largest)
+    shift = np.zeros((rows, blocks), np.uint8)
+    for k in range(1, MAX_SHIFT + 1):
+        shift += block_largest <= (largest * np.float32(2.0**-k))[:, None]
+    shift[largest < ROW_FLOOR] = 0
+    factor = inverse[:, None] * np.float32(2) ** shift.astype(np.float32)  # [M, B]
+    mantissa = np.clip(np.rint(blocked * factor[:, :, None]), -MANTISSA_MAX, MANTISSA_MAX)
+    return QuantizedRows(mantissa.astype(np.int8).reshape(rows, -1)[:, :length], shift, scale)
+
+
+def quantize_weights(w: F32) -> QuantizedWeights:
+    """Quantize weights ``w`` [N, K] to int8, ``rint(w * (127 / absmax(channel)))``.
+
+    Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
+    """
+    w = _finite_matrix(w, "weights", "check the model's files")
+    scale, inverse = _scales(np.abs(w).max(axis=1, initial=0))
+    mantissa = np.clip(np.rint(w * inverse[:, None]), -MANTISSA_MAX, MANTISSA_MAX)
+    return QuantizedWeights(mantissa.astype(np.int8), scale)
+
+
+def dequantize_rows(rows: QuantizedRows) -> F32:
+    """The float32 values that quantized rows stand for, [M, K]."""
+    shift = np.repeat(rows.shift, BLOCK, axis=1)[:, : rows.mantissa.shape[1]]
+    return rows.mantissa * rows.scale[:, None] * np.float32(2.0) ** -shift.astype(np.float32)
+
+
+def accumulate(mantissa: I8, shift: U8, weights: I8) -> I32:
+    """The int32 accumulators ``sum over blocks of dot_block << (3 - shift)``, [M, N].
+
+    ``mantissa`` [M, K], ``shift`` [M, ceil(K / 32)], ``weights`` [N, K]. Exact for K up to 16,384.
+    """
+    length = mantissa.shape[1]
+    if length > MAX_REDUCTION:
+        raise FormatError(
+            f"reduction: length must be at most {MAX_REDUCTION}, not {length}; keep the layer on the host"
+        )
+    weight = np.repeat(np.left_shift(1, MAX_SHIFT - shift.astype(np.int64)), BLOCK, axis=1)[:, :length]
+    # Below 2**53 float64 holds every partial sum exactly, and its product is much faster than an integer one.
+    exact = (mantissa * weight).astype(np.float64) @ weights.astype(np.float64).T
+    return exact.astype(np.int64).astype(np.int32)
+
+
+def scale_output(accumulators: I32, row_scale: F32, column_scale: F32, bias: F32 | None) -> F32:
+    """``(float(acc) * (row_scale / 8)) * column_scale (+ bias)``, in this order, [M, N].
+
+    ``accumulators`` [M, N], ``row_scale`` [M], ``column_scale`` [N], ``bias`` [N] or None.
+    """
+    eighth = float_multiply(row_scale, np.float32(0.125))
+    y = float_multiply(float_multiply(int_to_float(accumulators), eighth[:, None]), column_scale[None, :])
+    return y if bias is None else float_add(y, bias[None, :])
+
+
+def linear(x: F32, weights: QuantizedWeights, bias: F32 | None = None) -> F32:
+    """What the accelerator computes for a Linear layer: quantize ``x`` [M, K], multiply, scale. [M, N]."""
+    rows = quantize_rows(x)
+    return scale_output(accumulate(rows.mantissa, rows.shift, weights.mantissa), rows.scale, weights.scale, bias)
