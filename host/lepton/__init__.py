@@ -1,0 +1,1 @@
+"""The runtime of Lepton: load, quantize, partition, compile and run."""
