@@ -38,7 +38,7 @@ def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int]
                 and command.blocks >= 1
             )
         case _:
-            return command.flags == 0
+            return command.flags == command.wait == command.signal == 0
     return (
         shape_valid
         and command.rows >= 1

@@ -34,7 +34,8 @@ class Opcode(IntEnum):
     """What a command does."""
 
     END = 1
-    """Wait until every earlier command is complete and its results are in memory, then finish the list."""
+    """Wait until every earlier command is complete and its results are in memory, then finish the list.
+    Every field but the opcode is zero."""
     LOAD = 2
     """Read packed activation rows from memory into the activation buffer and the row scale table."""
     GEMM = 3
@@ -119,7 +120,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("row", 80, 16, "first entry of the row scale table"),
         Field("blocks", 96, 16, "blocks of R output columns"),
         Field("stream_wait", 112, 8, "semaphores taken before the weight stream reads memory"),
-        Field("read_signal", 120, 8, "semaphores given when the activations have been read"),
+        Field("read_signal", 120, 8, "semaphores given when activations and row scales have been read"),
         Field("weights", 128, 64, "address of the weight stream"),
         Field("output", 192, 64, "address of the result stream"),
     ),
