@@ -34,9 +34,7 @@ def words_of(config: HardwareConfig, length: int) -> int:
 def check_reduction(length: int) -> None:
     """Raise :class:`FormatError` unless a reduction of ``length`` fits the accumulators."""
     if not 0 < length <= MAX_REDUCTION:
-        raise FormatError(
-            f"reduction: length must be 1 to {MAX_REDUCTION}, not {length}; keep the layer on the host"
-        )
+        raise FormatError(f"reduction: length must be 1 to {MAX_REDUCTION}, not {length}; keep the layer on the host")
 
 
 def row_beats(words: int) -> int:

@@ -75,9 +75,7 @@ def _finite_matrix(x: F32, subject: str, remedy: str) -> F32:
         raise FormatError(f"{subject}: must be a float32 matrix, not {x.dtype}{list(x.shape)}; convert it first")
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
-        raise FormatError(
-            f"{subject}: must be finite, but [{row}, {column}] is {x[row, column]}; {remedy}"
-        )
+        raise FormatError(f"{subject}: must be finite, but [{row}, {column}] is {x[row, column]}; {remedy}")
     return x
 
 

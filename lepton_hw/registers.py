@@ -74,10 +74,7 @@ REGISTERS: dict[str, Register] = {
         Register("COMMANDS", 0x18, _RW, "commands in the list, 1 to 2**24 - 1"),
         Register("WINDOW_BASE", 0x20, _RW, "first byte the accelerator may touch, 4 KiB-aligned", 64),
         Register("WINDOW_END", 0x28, _RW, "byte behind the last one it may touch, 4 KiB-aligned", 64),
-        *(
-            Register(f"BASE{i}", 0x40 + 8 * i, _RW, f"base register {i}, a byte address", 64)
-            for i in range(BASES)
-        ),
+        *(Register(f"BASE{i}", 0x40 + 8 * i, _RW, f"base register {i}, a byte address", 64) for i in range(BASES)),
         Register("ID", 0x80, _R, "the constant 0x4E54504C"),
         Register("CONFIG", 0x84, _R, "configuration word"),
         Register("BUILD", 0x88, _R, "build hash: first 64 bits of the SHA-256 of the design and its tools", 64),
