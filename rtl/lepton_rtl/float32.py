@@ -1,0 +1,283 @@
+"""float32 arithmetic as fixed-latency pipelines: one operation a cycle, never stalled.
+
+The semantics are those of :mod:`lepton_hw.numerics`: IEEE 754-2019 binary32, round to nearest, ties to even,
+subnormals flushed to zeros of their sign on the way in and out, one canonical NaN. Underflow is judged after
+rounding with gradual underflow, as IEEE does, so a product just below the smallest normal number can become it.
+
+No unit has valid or ready: what is on the inputs in one cycle leaves :attr:`latency` cycles later. Data
+registers have no reset. A value is a 32-bit pattern.
+"""
+
+import numpy as np
+from amaranth import Cat, Const, Module, Mux, Signal, Value, ValueLike, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from lepton_hw import numerics
+from lepton_hw.numerics import F32, I32
+
+_INFINITY = 0xFF << 23
+_NAN = int(np.float32(np.nan).view(np.uint32))
+_SMALLEST_NORMAL = 1 << 23
+
+
+def _register(m: Module, value: ValueLike, name: str, stages: int = 1) -> Signal:
+    """``value`` after ``stages`` registers without reset."""
+    value = Value.cast(value)
+    for stage in range(stages):
+        q = Signal(value.shape(), name=f"{name}_{stage}" if stages > 1 else name, reset_less=True)
+        m.d.sync += q.eq(value)
+        value = q
+    assert isinstance(value, Signal)
+    return value
+
+
+def _shift_left_out_zeros(value: Value, count: Value, step: int) -> tuple[Value, Value]:
+    """One step of normalization: shift left by ``step`` if the top ``step`` bits are zero, and count it."""
+    skip = ~value[-step:].any()
+    return Mux(skip, Cat(Const(0, step), value[:-step]), value), Cat(skip, count)
+
+
+class IntToFloat(wiring.Component):
+    """int32 to float32.
+
+    Members
+    -------
+    x: In(signed(32))
+        The integer.
+    y: Out(32)
+        Its float32 pattern, rounded to nearest even.
+    """
+
+    latency = 5
+    """Magnitude; shift by 16 and 8; shift by 4, 2 and 1; rounding decision; round and pack."""
+
+    def __init__(self) -> None:
+        super().__init__({"x": In(signed(32)), "y": Out(32)})
+
+    @staticmethod
+    def model(x: I32) -> F32:
+        """What the unit computes."""
+        return numerics.int_to_float(x)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+
+        negative = self.x[31]
+        # -2**31 stays 2**31 when its 32 bits are read as unsigned.
+        magnitude = _register(m, ((self.x.as_unsigned() ^ negative.replicate(32)) + negative)[:32], "magnitude")
+        sign = _register(m, negative, "sign", 4)
+
+        value, zeros = magnitude, Const(0, 0)
+        for step in (16, 8):
+            value, zeros = _shift_left_out_zeros(value, zeros, step)
+        coarse, coarse_zeros = _register(m, value, "coarse"), _register(m, zeros, "coarse_zeros")
+        value, zeros = coarse, coarse_zeros
+        for step in (4, 2, 1):
+            value, zeros = _shift_left_out_zeros(value, zeros, step)
+        normal, normal_zeros = _register(m, value, "normal"), _register(m, zeros, "normal_zeros")
+
+        # Bit 31 is the hidden one; bits 8..30 the fraction, bits 0..7 decide the rounding.
+        up = normal[7] & (normal[8] | normal[:7].any())
+        exponent = Mux(normal[31], 127 + 31 - normal_zeros, 0)[:8]
+        truncated = _register(m, Cat(normal[8:31], exponent), "truncated")
+        round_up = _register(m, up, "round_up")
+
+        # A carry out of the fraction leaves it zero and increments the exponent, which is the rounded number.
+        rounded = _register(m, (truncated + round_up)[:31], "rounded")
+        m.d.comb += self.y.eq(Cat(rounded, _register(m, sign, "sign_out")))
+        return m
+
+
+class FloatMultiply(wiring.Component):
+    """float32 product.
+
+    The 24 x 24 bit product is two partial products of 24 x 17 and 24 x 7 bits with registers before and after:
+    one hardware multiplier of 25 x 18 bits each.
+
+    Members
+    -------
+    a, b: In(32)
+        Factors.
+    y: Out(32)
+        ``a * b``.
+    """
+
+    latency = 6
+    """Unpack; partial products; their sum; normalize; round; pack."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": In(32), "b": In(32), "y": Out(32)})
+
+    @staticmethod
+    def model(a: F32, b: F32) -> F32:
+        """What the unit computes."""
+        return numerics.float_multiply(a, b)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        low_bits = 17  # the unsigned operand width of an 18-bit signed multiplier input
+
+        # Unpack. A zero or subnormal exponent clears the hidden bit, and `zero` the result.
+        exponents, significands, zeros, maxima, fractions = [], [], [], [], []
+        for name, operand in (("a", self.a), ("b", self.b)):
+            fraction, exponent = operand[:23], operand[23:31]
+            exponents.append(_register(m, exponent, f"{name}_exponent"))
+            significands.append(_register(m, Cat(fraction, exponent.any()), f"{name}_significand"))
+            zeros.append(_register(m, ~exponent.any(), f"{name}_zero"))
+            maxima.append(_register(m, exponent.all(), f"{name}_maximum"))
+            fractions.append(_register(m, fraction.any(), f"{name}_fraction"))
+        sign = _register(m, self.a[31] ^ self.b[31], "sign", 5)
+
+        # Partial products.
+        a, b = significands
+        low = _register(m, a * b[:low_bits], "low")
+        high = _register(m, a * b[low_bits:], "high")
+        exponent_sum = _register(m, exponents[0] + exponents[1], "exponent_sum")
+        is_nan = (
+            (maxima[0] & fractions[0]) | (maxima[1] & fractions[1]) | (maxima[0] & zeros[1]) | (maxima[1] & zeros[0])
+        )
+        nan = _register(m, is_nan, "nan", 4)
+        infinity = _register(m, maxima[0] | maxima[1], "infinity", 4)
+        zero = _register(m, zeros[0] | zeros[1], "zero", 4)
+
+        # Their sum: 48 bits, of which the lowest 16 only matter as "any".
+        product = _register(m, (low[low_bits:] + high)[: 48 - low_bits], "product")
+        sticky = _register(m, low[: low_bits - 1].any(), "sticky")
+        last = _register(m, low[low_bits - 1], "last")
+        biased = _register(m, exponent_sum - 127, "biased")  # of a significand in [1, 2)
+
+        # Normalize: the significands' product lies in [1, 4).
+        wide = Cat(last, product)  # bits 16..47 of the product
+        carry = wide[31]
+        aligned = Mux(carry, wide, Cat(Const(0, 1), wide[:31]))  # hidden bit 31, fraction 8..30, rounding 0..7
+        below = Mux(carry, wide[:7].any(), wide[:6].any()) | sticky
+        fraction = aligned[8:31]
+        truncated = _register(m, Cat(fraction, (biased + carry)[:10]).as_signed(), "truncated")
+        round_up = _register(m, aligned[7] & (aligned[8] | below), "round_up")
+
+        # Round. All ones just below the smallest normal number rounds up to it in gradual underflow, whatever follows.
+        rounded = _register(m, (truncated + round_up)[:33].as_signed(), "rounded")
+        smallest = _register(m, (truncated[23:] == 0) & truncated[:23].all(), "smallest")
+
+        # Pack.
+        exponent = rounded[23:].as_signed()
+        magnitude = Signal(31)
+        with m.If(nan):
+            m.d.comb += magnitude.eq(_NAN)
+        with m.Elif(infinity | (~zero & (exponent >= 255))):
+            m.d.comb += magnitude.eq(_INFINITY)
+        with m.Elif(zero | (~smallest & (exponent <= 0))):
+            m.d.comb += magnitude.eq(0)
+        with m.Elif(smallest):
+            m.d.comb += magnitude.eq(_SMALLEST_NORMAL)
+        with m.Else():
+            m.d.comb += magnitude.eq(rounded[:31])
+        m.d.comb += self.y.eq(_register(m, Cat(magnitude, sign & ~nan), "packed"))
+        return m
+
+
+class FloatAdd(wiring.Component):
+    """float32 sum.
+
+    Members
+    -------
+    a, b: In(32)
+        Summands.
+    y: Out(32)
+        ``a + b``.
+    """
+
+    latency = 10
+    """Compare; swap and subtract exponents; align by 16 and 8; align by 4, 2 and 1; add; shift by 16 and 8; shift
+    by 4, 2 and 1; rounding decision; round; pack."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": In(32), "b": In(32), "y": Out(32)})
+
+    @staticmethod
+    def model(a: F32, b: F32) -> F32:
+        """What the unit computes."""
+        return numerics.float_add(a, b)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+
+        # Compare magnitudes.
+        a, b = _register(m, self.a, "a"), _register(m, self.b, "b")
+        swap = _register(m, self.a[:31] < self.b[:31], "swap")
+
+        # Swap, so that the larger magnitude decides sign, exponent and special values.
+        large_next, small_next = Mux(swap, b, a), Mux(swap, a, b)
+        large, small = _register(m, large_next, "large"), _register(m, small_next, "small")
+        distance = _register(m, (large_next[23:31] - small_next[23:31])[:8], "distance")
+        large_significand = Cat(large[:23], Const(1, 1)) & large[23:31].any().replicate(24)
+        small_significand = Cat(small[:23], Const(1, 1)) & small[23:31].any().replicate(24)
+        differ = large[31] ^ small[31]
+        maximum = large[23:31].all()
+        sign = _register(m, large[31], "sign", 7)
+        zero_sign = _register(m, large[31] & small[31], "zero_sign", 7)
+        nan = _register(m, maximum & (large[:23].any() | (differ & small[23:31].all())), "nan", 7)
+        infinity = _register(m, maximum, "infinity", 7)
+
+        # Align: 24 bits, two more and a sticky bit below. From 26 places on only the sticky bit is left.
+        def align(value: Value, sticky: Value, amount: Value, step: int) -> tuple[Value, Value]:
+            lost = value[:step].any()
+            return Mux(amount, Cat(value[step:], Const(0, step)), value), sticky | (amount & lost)
+
+        far = distance[5:].any()
+        value, sticky = Cat(Const(0, 2), small_significand), Const(0, 1)
+        for bit in (4, 3):
+            value, sticky = align(value, sticky, distance[bit], 1 << bit)
+        coarse = _register(m, Mux(far, 0, value), "coarse")
+        coarse_sticky = _register(m, Mux(far, small[23:31].any(), sticky), "coarse_sticky")
+        fine_distance = _register(m, distance[:3], "fine_distance")
+        augend = _register(m, large_significand, "augend", 2)
+        subtract = _register(m, differ, "subtract", 2)
+        exponent = _register(m, large[23:31], "exponent", 4)
+
+        value, sticky = coarse, coarse_sticky
+        for bit in (2, 1, 0):
+            value, sticky = align(value, sticky, fine_distance[bit], 1 << bit)
+        addend = _register(m, Cat(sticky, value), "addend")
+
+        # Add or subtract: 28 bits with the carry.
+        left = Cat(Const(0, 3), augend)
+        total = _register(m, Mux(subtract, left - addend, left + addend)[:28], "total")
+
+        # Normalize.
+        value, zeros = total, Const(0, 0)
+        for step in (16, 8):
+            value, zeros = _shift_left_out_zeros(value, zeros, step)
+        high, high_zeros = _register(m, value, "high"), _register(m, zeros, "high_zeros")
+        value, zeros = high, high_zeros
+        for step in (4, 2, 1):
+            value, zeros = _shift_left_out_zeros(value, zeros, step)
+        normal, normal_zeros = _register(m, value, "normal"), _register(m, zeros, "normal_zeros")
+        normal_exponent = _register(m, exponent + 1, "normal_exponent", 1)
+
+        # Bit 27 is the hidden one; bits 4..26 the fraction, bits 0..3 decide the rounding.
+        up = normal[3] & (normal[4] | normal[:3].any())
+        biased = (normal_exponent - normal_zeros)[:10]
+        truncated = _register(m, Cat(normal[4:27], biased).as_signed(), "truncated")
+        round_up = _register(m, up, "round_up")
+        zero = _register(m, ~normal[27], "zero", 2)
+
+        # Round. A sum below the smallest normal number is exact: it needs no rounding, only flushing.
+        rounded = _register(m, (truncated + round_up)[:33].as_signed(), "rounded")
+
+        # Pack.
+        result_exponent = rounded[23:].as_signed()
+        magnitude, result_sign = Signal(31), Signal()
+        m.d.comb += result_sign.eq(sign)
+        with m.If(nan):
+            m.d.comb += [magnitude.eq(_NAN), result_sign.eq(0)]
+        with m.Elif(infinity | (result_exponent >= 255)):
+            m.d.comb += magnitude.eq(_INFINITY)
+        with m.Elif(zero):
+            m.d.comb += [magnitude.eq(0), result_sign.eq(zero_sign)]
+        with m.Elif(result_exponent <= 0):
+            m.d.comb += magnitude.eq(0)
+        with m.Else():
+            m.d.comb += magnitude.eq(rounded[:31])
+        m.d.comb += self.y.eq(_register(m, Cat(magnitude, result_sign), "packed"))
+        return m
