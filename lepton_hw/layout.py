@@ -100,7 +100,7 @@ def unpack_activations(config: HardwareConfig, data: Bytes, rows: int, length: i
     grouped = full.reshape(rows, groups, 1 + GROUP_WORDS, size)
     scale = grouped[:, 0, 0, :4].copy().view("<f4").reshape(rows).astype(np.float32) * np.float32(8)
     packed = grouped[:, :, 0, 4 : 4 + blocks_per_group // 4]
-    shift = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(rows, -1)
+    shift = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)).reshape(rows, -1)
     mantissa = grouped[:, :, 1:].reshape(rows, -1).view(np.int8)
     return QuantizedRows(mantissa[:, :length], shift[:, : -(-length // BLOCK)], scale)
 
@@ -149,6 +149,6 @@ def pack_output(config: HardwareConfig, values: F32 | I32) -> Bytes:
 
 def unpack_output(config: HardwareConfig, data: Bytes, rows: int, columns: int, *, scaled: bool = True) -> F32 | I32:
     """The [rows, columns] results in a result stream: float32 if ``scaled``, else int32."""
-    size = config.array_size
-    values = data.view(np.float32 if scaled else np.int32).reshape(-1, rows, size)
-    return np.ascontiguousarray(values.transpose(1, 0, 2).reshape(rows, -1)[:, :columns])
+    blocks = data.reshape(-1, rows, PARAMETER_BEATS * config.beat_bytes)
+    joined = np.ascontiguousarray(blocks.transpose(1, 0, 2).reshape(rows, -1)[:, : 4 * columns])
+    return joined.view(np.float32) if scaled else joined.view(np.int32)

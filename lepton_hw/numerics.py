@@ -152,7 +152,7 @@ def scale_output(accumulators: I32, row_scale: F32, column_scale: F32, bias: F32
 
     ``accumulators`` [M, N], ``row_scale`` [M], ``column_scale`` [N], ``bias`` [N] or None.
     """
-    eighth = float_multiply(row_scale, np.float32(0.125))
+    eighth = float_multiply(row_scale, np.full_like(row_scale, 0.125))
     y = float_multiply(float_multiply(int_to_float(accumulators), eighth[:, None]), column_scale[None, :])
     return y if bias is None else float_add(y, bias[None, :])
 
