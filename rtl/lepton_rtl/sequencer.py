@@ -1,0 +1,128 @@
+"""Issues activation rows to the array: block after block, tile after tile, row after row."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from lepton_hw.config import HardwareConfig
+
+from .array import ISSUE_LAYOUT
+from .jobs import ARRAY_LAYOUT, COUNT_BITS
+from .semaphores import WAIT_LAYOUT
+
+STALL_LAYOUT = data.StructLayout({"weights": 1, "wait": 1, "output": 1})
+"""Why no row was issued though there is a GEMM to run."""
+
+
+class Sequencer(wiring.Component):
+    """Walks the rows of GEMM jobs.
+
+    A row is issued when the tile's weights are in the array and, for the last tile of a reduction, the
+    result memory has room; nothing behind it ever waits.
+
+    Throughput: a row a cycle; one cycle between jobs.
+
+    Members
+    -------
+    jobs : In(stream of ARRAY_LAYOUT)
+    wait : Out(WAIT_LAYOUT), grant : In(1); the semaphores taken before a job's first row
+    issue : Out(ISSUE_LAYOUT), read_address : Out; to array and activation buffer in the same cycle
+    loaded : In(1); the next tile's weights are in the array
+    take : Out(1); the first row of a tile is issued
+    popped : In(1); a row of results has been taken from the result memory
+    stall : Out(STALL_LAYOUT)
+    busy : Out(1)
+    """
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "jobs": In(stream.Signature(ARRAY_LAYOUT)),
+                "wait": Out(WAIT_LAYOUT),
+                "grant": In(1),
+                "issue": Out(ISSUE_LAYOUT),
+                "read_address": Out(range(config.activation_words)),
+                "loaded": In(1),
+                "take": Out(1),
+                "popped": In(1),
+                "stall": Out(STALL_LAYOUT),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        job = self.jobs.payload
+        rows, words, activation = (Signal(COUNT_BITS, name=name, reset_less=True) for name in ("rows", "words", "base"))
+        rows_left, words_left, blocks_left = (
+            Signal(COUNT_BITS, name=name, reset_less=True) for name in ("rows_left", "words_left", "blocks_left")
+        )
+        running = Signal()
+        first_row = Signal(reset_less=True)
+        first_tile = Signal(reset_less=True)
+        last_row = rows_left == 1
+        last_tile = words_left == 1
+        address = Signal(range(self._config.activation_words), reset_less=True)
+        tile_address = Signal.like(address, reset_less=True)
+
+        room = Signal(range(self._config.accumulator_rows + 1), init=self._config.accumulator_rows)
+        has_room = Signal()
+        issue = Signal()
+        weights_ready = ~first_row | self.loaded
+        m.d.comb += [
+            has_room.eq(~last_tile | room.any()),
+            issue.eq(running & weights_ready & has_room),
+            self.issue.valid.eq(issue),
+            self.issue.first_row.eq(first_row),
+            self.issue.first_tile.eq(first_tile),
+            self.issue.last_tile.eq(last_tile),
+            self.take.eq(issue & first_row),
+            self.read_address.eq(address),
+            self.wait.request.eq(self.jobs.valid & ~running),
+            self.wait.mask.eq(job.wait),
+            self.wait.index.eq(job.index),
+            self.stall.wait.eq(self.wait.request & ~self.grant),
+            self.stall.weights.eq(running & ~weights_ready),
+            self.stall.output.eq(running & weights_ready & ~has_room),
+            self.busy.eq(running | self.jobs.valid),
+            self.jobs.ready.eq(self.grant),
+        ]
+        m.d.sync += room.eq(room + self.popped - (issue & last_tile))
+
+        with m.If(self.grant):
+            m.d.sync += [
+                running.eq(1),
+                rows.eq(job.rows),
+                words.eq(job.words),
+                activation.eq(job.activation),
+                rows_left.eq(job.rows),
+                words_left.eq(job.words),
+                blocks_left.eq(job.blocks),
+                address.eq(job.activation),
+                tile_address.eq(job.activation),
+                first_row.eq(1),
+                first_tile.eq(1),
+            ]
+        with m.If(issue):
+            m.d.sync += [
+                first_row.eq(last_row),
+                rows_left.eq(Mux(last_row, rows, rows_left - 1)),
+                address.eq(address + words),
+            ]
+            with m.If(last_row):
+                m.d.sync += [
+                    address.eq(tile_address + 1),
+                    tile_address.eq(tile_address + 1),
+                    words_left.eq(words_left - 1),
+                    first_tile.eq(0),
+                ]
+                with m.If(last_tile):
+                    m.d.sync += [
+                        address.eq(activation),
+                        tile_address.eq(activation),
+                        words_left.eq(words),
+                        first_tile.eq(1),
+                        blocks_left.eq(blocks_left - 1),
+                        running.eq(blocks_left != 1),
+                    ]
+        return m

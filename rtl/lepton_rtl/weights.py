@@ -1,0 +1,100 @@
+"""The array's door for weights: takes the weight stream apart into column parameters and tiles."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from lepton_hw.config import HardwareConfig
+from lepton_hw.layout import PARAMETER_BEATS
+
+from .jobs import COUNT_BITS, LOADER_LAYOUT
+
+PARAMETER_SLOTS = 4
+"""Blocks whose column parameters are held at a time: read by the output stage while later ones arrive."""
+
+
+class WeightLoader(wiring.Component):
+    """Feeds weight beats to the array and column parameters to the output stage.
+
+    A tile's first beat goes to the array in the cycle in which the first row of the tile before is issued
+    (``take``), so with one activation row a beat is taken in every cycle.
+
+    Throughput: a beat a cycle; no cycle between jobs.
+
+    Members
+    -------
+    jobs : In(stream of LOADER_LAYOUT)
+    beats : In(stream of 8 * R); the weight stream
+    tile_valid : Out(1), tile_row : Out(range(R)); ``beats.payload`` is this row of a tile
+    parameter_valid : Out(2); ``beats.payload`` is column scales (bit 0) or biases (bit 1)
+    parameter_address : Out; slot and beat of the parameter memories
+    slot_release : In(1); the output stage is done with a block's parameters
+    loaded : Out(1), take : In(1); see Sequencer
+    busy : Out(1)
+    """
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "jobs": In(stream.Signature(LOADER_LAYOUT)),
+                "beats": In(stream.Signature(8 * config.beat_bytes)),
+                "tile_valid": Out(1),
+                "tile_row": Out(range(config.array_size)),
+                "parameter_valid": Out(2),
+                "parameter_address": Out(range(PARAMETER_SLOTS * PARAMETER_BEATS)),
+                "slot_release": In(1),
+                "loaded": Out(1),
+                "take": In(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        size = self._config.array_size
+        job = self.jobs.payload
+        words_done = Signal(COUNT_BITS)
+        blocks_done = Signal(COUNT_BITS)
+        last_word = Signal()
+        last_block = Signal()
+        m.d.comb += [last_word.eq(words_done + 1 == job.words), last_block.eq(blocks_done + 1 == job.blocks)]
+
+        slot = Signal(range(PARAMETER_SLOTS))
+        slots_free = Signal(range(PARAMETER_SLOTS + 1), init=PARAMETER_SLOTS)
+        slot_taken = Signal()
+        m.d.sync += slots_free.eq(slots_free + self.slot_release - slot_taken)
+
+        parameter = Signal(range(PARAMETER_BEATS))
+        bias_phase = Signal()
+        in_tiles = Signal()
+        row = Signal(range(size))
+        tiles = in_tiles | ~job.scaled
+        accept = Signal()
+        m.d.comb += [
+            self.busy.eq(self.jobs.valid | self.loaded | row.any()),
+            accept.eq(self.jobs.valid & self.beats.valid & Mux(tiles, ~self.loaded | self.take, slots_free.any())),
+            self.beats.ready.eq(accept),
+            self.tile_valid.eq(accept & tiles),
+            self.tile_row.eq(row),
+            self.parameter_valid.eq(Mux(accept & ~tiles, Mux(bias_phase, 0b10, 0b01), 0)),
+            self.parameter_address.eq(slot * PARAMETER_BEATS + parameter),
+        ]
+        with m.If(self.take):
+            m.d.sync += self.loaded.eq(0)
+        with m.If(self.tile_valid):
+            m.d.sync += row.eq(row + 1)
+            with m.If(row == size - 1):
+                m.d.sync += [self.loaded.eq(1), words_done.eq(words_done + 1)]
+                with m.If(last_word):
+                    m.d.sync += [words_done.eq(0), blocks_done.eq(blocks_done + 1), in_tiles.eq(0)]
+                    with m.If(last_block):
+                        m.d.sync += blocks_done.eq(0)
+                        m.d.comb += self.jobs.ready.eq(1)
+        with m.If(self.parameter_valid.any()):
+            m.d.sync += parameter.eq(parameter + 1)
+            with m.If(parameter == PARAMETER_BEATS - 1):
+                m.d.sync += bias_phase.eq(~bias_phase & job.bias)
+                with m.If(bias_phase | ~job.bias):
+                    m.d.comb += slot_taken.eq(1)
+                    m.d.sync += [in_tiles.eq(1), slot.eq(slot + 1)]
+        return m
