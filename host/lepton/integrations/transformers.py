@@ -1,0 +1,151 @@
+"""Lepton as a quantization method of transformers.
+
+``AutoModelForCausalLM.from_pretrained(path, quantization_config=LeptonConfig(device="emulator"))`` quantizes while
+loading; ``save_pretrained`` writes int8 weights and float32 scales as safetensors, and ``from_pretrained`` of that
+folder gives a model with identical tokens. A saved model needs this module imported (``import lepton.ai``):
+without it transformers only warns about an unknown quantization type and then computes with wrong weights.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lepton.errors import InputError
+from lepton.executors import Executor, open_executor
+from lepton.partition import CostModel, QuantizedLinear, Report, offload
+from lepton.partition.linears import features, find_linears, replace
+from lepton.partition.trace import Inputs
+from lepton_hw.config import get_config
+
+METHOD = "lepton"
+"""Name of the quantization method in a model's config.json."""
+
+
+@register_quantization_config(METHOD)
+class LeptonConfig(QuantizationConfigMixin):
+    """How to offload a model.
+
+    Parameters
+    ----------
+    device
+        ``reference``, ``emulator``, ``rtl``; ``cpu`` keeps int8 weights, but computes in PyTorch.
+    config
+        Hardware configuration.
+    skip
+        Patterns of module names that stay in floating point.
+    strict
+        Raise if a Linear layer has to stay on the host.
+    modules
+        The quantized modules. Written by ``save_pretrained``; leave it out otherwise.
+    """
+
+    def __init__(
+        self,
+        device: str = "emulator",
+        config: str = "sim",
+        skip: Iterable[str] = (),
+        strict: bool = False,
+        modules: Iterable[str] = (),
+        quant_method: str = METHOD,
+    ) -> None:
+        if quant_method != METHOD:
+            raise InputError(f"LeptonConfig: quant_method must be '{METHOD}', not '{quant_method}'; leave it out")
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.device = device
+        self.config = get_config(config).name
+        self.skip = list(skip)
+        self.strict = strict
+        self.modules = list(modules)
+
+
+@register_quantizer(METHOD)
+class LeptonQuantizer(HfQuantizer):
+    """Hooks of ``from_pretrained`` and ``save_pretrained``."""
+
+    requires_calibration = False
+    quantization_config: LeptonConfig
+
+    @property
+    def is_trainable(self) -> bool:
+        """Training is not supported."""
+        return False
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Saving is supported."""
+        return True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            return
+        linears = find_linears(model)
+        for name in self.quantization_config.modules:
+            if name not in linears:
+                raise InputError(
+                    f"module '{name}': must be a Linear layer of {type(model).__name__}, but is not; "
+                    f"the saved config.json does not fit the model class"
+                )
+            columns, length = features(linears[name])
+            bias = getattr(linears[name], "bias", None) is not None
+            replace(model, linears[name], QuantizedLinear(length, columns, bias=bias, device="meta"))
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        settings = self.quantization_config
+        if settings.device != "cpu":
+            quantize_(
+                model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict
+            )
+
+
+def quantize_(
+    model: nn.Module,
+    device: str | Executor = "emulator",
+    *,
+    config: str = "sim",
+    strict: bool = False,
+    skip: Iterable[str] = (),
+    inputs: Inputs | None = None,
+    cost: CostModel | None = None,
+) -> Report:
+    """Quantize and offload the Linear layers of ``model``, in place; for inference only.
+
+    ``device`` is a device name, or an executor that the caller closes. ``inputs`` are example inputs for models that
+    are not from transformers: without a trial run no layers are fused. The report is also ``model.lepton_report``.
+
+    Raises :class:`~lepton.partition.PartitionError` if ``strict`` and a Linear layer has to stay on the host.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: must be a torch.nn.Module, not {type(model).__name__}; use lepton.ai.load_model")
+    hardware, skip = get_config(config), list(skip)
+    model.eval().requires_grad_(False)
+    executor = open_executor(device, config=config) if isinstance(device, str) else device
+    try:
+        report = offload(
+            model, executor, hardware, cost=cost or CostModel(), inputs=inputs, skip=skip, strict=strict
+        )
+    except BaseException:
+        if isinstance(device, str):
+            executor.close()
+        raise
+    model.lepton_report = report  # type: ignore[assignment]
+    if isinstance(model, PreTrainedModel):
+        modules = [placement.module for placement in report.offloaded]
+        settings = LeptonConfig(executor.name, config, skip, strict, modules)
+        _mark(model, settings)
+    return report
+
+
+def _mark(model: PreTrainedModel, settings: LeptonConfig) -> None:
+    """Make ``save_pretrained`` write a model that ``from_pretrained`` knows as ours."""
+    model.config.quantization_config = settings
+    model.hf_quantizer = LeptonQuantizer(settings, pre_quantized=True)
+    model.is_quantized = True  # type: ignore[assignment]
+    model.quantization_method = METHOD  # type: ignore[assignment]
+    if isinstance(model.get_output_embeddings(), QuantizedLinear):
+        # The head has int8 weights of its own now, the embedding keeps its floats.
+        for part in (model.config, model.config.get_text_config()):
+            part.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
