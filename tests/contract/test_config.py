@@ -1,0 +1,120 @@
+"""Configurations: named instances, the configuration word, and the text of every error."""
+
+import re
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from lepton_hw.config import BLOCK, CONFIG_WORD, CONFIGS, MAX_REDUCTION, HardwareConfig, get_config
+from lepton_hw.errors import ConfigError, LeptonError
+
+SIM = CONFIGS["sim"]
+
+
+@pytest.mark.parametrize(
+    ("name", "array_size", "word"),
+    [
+        # version, packed, address bits - 1, log2 of fifo, activation words, accumulator rows, array size
+        ("nano", 8, 1 << 24 | 0 << 23 | 31 << 17 | 8 << 13 | 11 << 8 | 6 << 4 | 3),
+        ("sim", 16, 1 << 24 | 0 << 23 | 31 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 4),
+        ("pynq_z2", 16, 1 << 24 | 1 << 23 | 31 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 4),
+        ("zcu104", 32, 1 << 24 | 0 << 23 | 39 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 5),
+        ("u250", 64, 1 << 24 | 0 << 23 | 39 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 6),
+    ],
+)
+def test_named_configuration_and_word(name: str, array_size: int, word: int) -> None:
+    config = get_config(name)
+    assert (config.name, config.array_size, config.word) == (name, array_size, word)
+    assert HardwareConfig.from_word(word, name) == config
+
+
+def test_word_fields_fill_32_bits_without_overlap() -> None:
+    position = 0
+    for _, low, width in CONFIG_WORD:
+        assert low == position
+        position += width
+    assert position == 32
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_derived_sizes(config: HardwareConfig) -> None:
+    assert config.beat_bytes == config.array_size
+    assert config.lanes * 4 == config.beat_bytes
+    assert config.max_words * config.array_size == MAX_REDUCTION
+    assert config.blocks_per_word == max(1, config.array_size // BLOCK)
+    assert config.scale_rows == 2 * config.accumulator_rows
+    assert config.burst_beats * config.beat_bytes <= 4096
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("array_size", 12, "8, 16, 32 or 64"),
+        ("array_size", 128, "8, 16, 32 or 64"),
+        ("accumulator_rows", 8, "a power of two from 16 to 4096"),
+        ("accumulator_rows", 48, "a power of two from 16 to 4096"),
+        ("accumulator_rows", 8192, "a power of two from 16 to 4096"),
+        ("activation_words", 512, "a power of two from 1024 (one row of 16384) to 65536"),
+        ("activation_words", 1025, "a power of two from 1024 (one row of 16384) to 65536"),
+        ("activation_words", 131072, "a power of two from 1024 (one row of 16384) to 65536"),
+        ("weight_fifo_beats", 64, "a power of two from 128 (two bursts) to 4096"),
+        ("weight_fifo_beats", 129, "a power of two from 128 (two bursts) to 4096"),
+        ("weight_fifo_beats", 8192, "a power of two from 128 (two bursts) to 4096"),
+        ("address_bits", 31, "from 32 to 64"),
+        ("address_bits", 65, "from 32 to 64"),
+    ],
+)
+def test_field_out_of_range(field: str, value: int, rule: str) -> None:
+    message = (
+        f"configuration 'sim': {field} must be {rule}, not {value}; "
+        f"choose a value in range or one of the named configurations"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        replace(SIM, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accumulator_rows", 16),
+        ("accumulator_rows", 4096),
+        ("activation_words", 1024),
+        ("activation_words", 65536),
+        ("weight_fifo_beats", 128),
+        ("weight_fifo_beats", 4096),
+        ("address_bits", 64),
+    ],
+)
+def test_bounds_are_valid_and_survive_the_word(field: str, value: int) -> None:
+    config = replace(SIM, **{field: value})
+    assert HardwareConfig.from_word(config.word, "sim") == config
+
+
+def test_word_of_another_contract() -> None:
+    message = (
+        "configuration word 0x023f2d94: contract version must be 1, not 2; "
+        "use the release that built this device, or rebuild it"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        HardwareConfig.from_word(0x023F2D94)
+
+
+def test_word_with_a_field_out_of_range() -> None:
+    with pytest.raises(ConfigError, match=r"^configuration 'device': array_size must be 8, 16, 32 or 64, not 1;"):
+        HardwareConfig.from_word(1 << 24)
+
+
+def test_unknown_name() -> None:
+    message = "configuration 'u280': must be one of nano, sim, pynq_z2, zcu104, u250; see `lepton devices`"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        get_config("u280")
+
+
+def test_errors_are_lepton_errors_and_value_errors() -> None:
+    assert issubclass(ConfigError, LeptonError)
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        SIM.array_size = 8  # pyright: ignore[reportAttributeAccessIssue]
