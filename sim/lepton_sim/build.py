@@ -138,7 +138,7 @@ def _verilog(config: HardwareConfig) -> Path:
     return _cached(f"{config.name}-verilog-{key}", f"Generating '{config.name}'", make)
 
 
-_POWER_ON = re.compile(r"^(\s*reg (?:signed )?(?:\[\d+:\d+\] )?\S+) = \d+'h[0-9a-fx]+;$", re.MULTILINE)
+_POWER_ON = re.compile(r"^(\s*reg (?:signed )?(?:\[\d+:\d+\] )?\S+ ?) = \d+'[dh][0-9a-fx]+;$", re.MULTILINE)
 
 
 def _compile(tools: Toolchain, verilog: Path, folder: Path, trace: bool) -> None:
