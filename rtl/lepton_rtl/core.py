@@ -314,10 +314,7 @@ class LeptonCore(wiring.Component):
         m = Module()
         config = self._config
         m.domains.sync = ClockDomain()
-        reset = Signal(init=1)
-        m.domains.port = port_domain = ClockDomain(reset_less=True)
-        m.d.port += reset.eq(~self.ap_rst_n)
-        m.d.comb += [port_domain.clk.eq(self.ap_clk), ClockSignal().eq(self.ap_clk), ResetSignal().eq(reset)]
+        m.d.comb += [ClockSignal().eq(self.ap_clk), ResetSignal().eq(~self.ap_rst_n)]
 
         clear = Signal()
         m.submodules.registers = registers = RegisterFile(config, build=self._build)
