@@ -118,10 +118,9 @@ def test_weights_round_trip(config: HardwareConfig, columns: int, length: int, s
     got, got_bias = unpack_weights(config, data, columns, length, scaled=scaled, bias=bias)
     np.testing.assert_array_equal(got.mantissa, weights)
     np.testing.assert_array_equal(got.scale, scale if scaled else np.ones(columns, np.float32))
-    if bias:
+    assert (got_bias is not None) == bias
+    if got_bias is not None:
         np.testing.assert_array_equal(got_bias, offset)
-    else:
-        assert got_bias is None
 
 
 def test_block_beats() -> None:

@@ -1,6 +1,7 @@
 """The arithmetic, against exact rational arithmetic and plain Python integers."""
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -108,7 +109,7 @@ patterns = st.one_of(
 )
 
 
-def floats(bits: list[int]) -> F32:
+def floats(bits: Sequence[int]) -> F32:
     return np.array(bits, np.uint32).view(np.float32)
 
 
