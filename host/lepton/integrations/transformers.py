@@ -82,6 +82,7 @@ class LeptonQuantizer(HfQuantizer):
         if not self.pre_quantized:
             return
         linears = find_linears(model)
+        replacements: dict[nn.Module, nn.Module] = {}
         for name in self.quantization_config.modules:
             if name not in linears:
                 raise InputError(
@@ -90,7 +91,8 @@ class LeptonQuantizer(HfQuantizer):
                 )
             columns, length = features(linears[name])
             bias = getattr(linears[name], "bias", None) is not None
-            replace(model, linears[name], QuantizedLinear(length, columns, bias=bias, device="meta"))
+            replacements[linears[name]] = QuantizedLinear(length, columns, bias=bias, device="meta")
+        replace(model, replacements)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         settings = self.quantization_config

@@ -1,5 +1,7 @@
 """Finding Linear layers and turning them into quantized ones."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -60,12 +62,12 @@ def quantize(name: str, module: nn.Module) -> QuantizedLinear:
     return layer
 
 
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``model`` holds ``old``."""
+def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the values of ``replacements`` wherever ``model`` holds their keys."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+            if child in replacements:
+                parent._modules[name] = replacements[child]
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

@@ -77,14 +77,15 @@ def offload(
             f"pass strict=False to allow it"
         )
 
-    report = _report(model, executor, config, linears, groups, reasons, trial)
+    replacements: dict[nn.Module, nn.Module] = {}
     with progress_bars() as progress:
         for group in progress.track(groups, description="Loading weights"):
             layers = [quantize(name, linears[name]) for name in group]
             place(group, layers, executor)
-            for name, layer in zip(group, layers, strict=True):
-                # The dictionary and the model hold the last references to the float weights.
-                replace(model, linears.pop(name), layer)
+            replacements.update((linears[name], layer) for name, layer in zip(group, layers, strict=True))
+    report = _report(model, executor, config, linears, groups, reasons, trial)
+    # All at once: a model is not left half changed if the memory of the device is full.
+    replace(model, replacements)
     return report
 
 
