@@ -94,7 +94,7 @@ def _cached(name: str, message: str, make: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / f"{name}.lock", "w") as lock:
+    with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir():
             scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache))
@@ -139,6 +139,13 @@ def _verilog(config: HardwareConfig) -> Path:
 
 
 _POWER_ON = re.compile(r"^(\s*reg (?:signed )?(?:\[\d+:\d+\] )?\S+ ?) = \d+'[dh][0-9a-fx]+;$", re.MULTILINE)
+_ZEROED_MEMORY = re.compile(r"^ *initial begin\n(?: *\S+ ?\[\d+\] = \d+'[dh]0+;\n)+ *end\n", re.MULTILINE)
+
+
+def without_power_on(verilog: str) -> str:
+    """Generated Verilog whose registers and memories start undefined: it stands only on its reset, as it must to
+    be restarted. Memories that start with anything but zeros keep it."""
+    return _ZEROED_MEMORY.sub("", _POWER_ON.sub(r"\1;", verilog))
 
 
 def _compile(tools: Toolchain, verilog: Path, folder: Path, trace: bool) -> None:
@@ -147,8 +154,7 @@ def _compile(tools: Toolchain, verilog: Path, folder: Path, trace: bool) -> None
     work = folder / "work"
     work.mkdir()
     source = folder / "lepton_core.v"
-    # Without power-on values the design stands only on its reset, as it must to be restarted.
-    source.write_text(_POWER_ON.sub(r"\1;", (verilog / "lepton_core.v").read_text()))
+    source.write_text(without_power_on((verilog / "lepton_core.v").read_text()))
     tools.verilate([*VERILATOR_FLAGS, *(("--trace-fst",) if trace else ()), "--Mdir", str(work), str(source)])
 
     compiler = _Compiler(tools, work, trace)
