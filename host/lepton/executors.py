@@ -3,6 +3,7 @@
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Executor(ABC):
     def close(self) -> None:
         """Release everything. The executor cannot be used afterwards."""
 
-    def __enter__(self) -> "Executor":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,0 +1,346 @@
+"""Linear layers on the reference and on the emulator, against lepton_hw.numerics."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lepton.devices.emulator import EmulatorDevice
+from lepton.errors import ConfigError, FormatError, InputError, MemoryFullError, MissingDependencyError
+from lepton.executors import DeviceExecutor, ReferenceExecutor, open_executor
+from lepton_hw import numerics
+from lepton_hw.config import CONFIGS
+from lepton_hw.numerics import QuantizedWeights
+
+EXECUTORS = ["reference", "nano", "sim", "zcu104", "u250"]
+
+
+def emulator(name: str) -> DeviceExecutor:
+    return DeviceExecutor(EmulatorDevice(CONFIGS[name], 1 << 25))
+
+
+def make(name: str):
+    return ReferenceExecutor() if name == "reference" else emulator(name)
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request):
+    with make(request.param) as executor:
+        yield executor
+
+
+@pytest.fixture(params=["reference", "sim"])
+def either(request):
+    with make(request.param) as executor:
+        yield executor
+
+
+def layer(rng, columns: int, length: int, *, bias: bool = True):
+    weights = numerics.quantize_weights(rng.normal(size=(columns, length)).astype(np.float32))
+    return weights, rng.normal(size=columns).astype(np.float32) if bias else None
+
+
+def activations(rng, rows: int, length: int) -> torch.Tensor:
+    x = rng.normal(size=(rows, length)) * np.exp2(rng.integers(-6, 3, (rows, length)))
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def same_bits(a, b):
+    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 576, 576), (1, 1, 1), (2, 33, 7), (16, 130, 65), (64, 1536, 24), (600, 40, 50)])
+def test_linear_is_the_arithmetic(executor, shape, bias):
+    rows, length, columns = shape
+    rng = np.random.default_rng(rows)
+    weights, bias_values = layer(rng, columns, length, bias=bias)
+    handle = executor.load_linear(weights, bias_values)
+    assert (handle.columns, handle.length) == (columns, length)
+    x = activations(rng, rows, length)
+    for _ in range(2):
+        y = executor.linear(handle, x)
+        assert (y.dtype, list(y.shape)) == (torch.float32, [rows, columns])
+        same_bits(y, numerics.linear(x.numpy(), weights, bias_values))
+
+
+def test_extreme_values(executor):
+    """Overflow to infinity, underflow to zero, rows of zeros, zero and huge scales."""
+    rng = np.random.default_rng(7)
+    weights = QuantizedWeights(
+        rng.integers(-127, 128, (64, 96)).astype(np.int8),
+        np.exp2(rng.integers(-149, 128, 64)).astype(np.float32) * np.where(np.arange(64) % 5, 1, 0).astype(np.float32),
+    )
+    bias = (rng.normal(size=64) * np.exp2(rng.integers(-149, 126, 64))).astype(np.float32)
+    x = activations(rng, 40, 96) * torch.from_numpy(np.exp2(rng.integers(-140, 115, (40, 1))).astype(np.float32))
+    x[3], x[4] = 0.0, -0.0
+    for values in (bias, None):
+        expected = numerics.linear(x.numpy(), weights, values)
+        assert np.isinf(expected).any()
+        assert (expected == 0).any()
+        same_bits(executor.linear(executor.load_linear(weights, values), x), expected)
+
+
+@pytest.mark.parametrize("length", [576, 16384])
+def test_largest_accumulators(executor, length):
+    weights = QuantizedWeights(np.full((3, length), -127, np.int8), np.ones(3, np.float32))
+    x = torch.full((2, length), 1.5)
+    same_bits(executor.linear(executor.load_linear(weights), x), numerics.linear(x.numpy(), weights))
+
+
+def test_a_row_does_not_depend_on_the_others(executor):
+    rng = np.random.default_rng(11)
+    handle = executor.load_linear(*layer(rng, 70, 200))
+    x = activations(rng, 600, 200)
+    whole = executor.linear(handle, x)
+    for rows in (1, 2, 15, 16, 17, 513):
+        same_bits(executor.linear(handle, x[:rows]), whole[:rows])
+    same_bits(executor.linear(handle, x[577:578]), whole[577:578])
+
+
+def test_fused_layers_are_their_parts(either):
+    rng = np.random.default_rng(13)
+    layers = [layer(rng, columns, 100) for columns in (48, 20, 7)]
+    fused = QuantizedWeights(
+        np.concatenate([w.mantissa for w, _ in layers]), np.concatenate([w.scale for w, _ in layers])
+    )
+    bias = np.concatenate([b for _, b in layers if b is not None])
+    x = activations(rng, 5, 100)
+    parts = [either.linear(either.load_linear(w, b), x) for w, b in layers]
+    same_bits(either.linear(either.load_linear(fused, bias), x), torch.cat(parts, 1))
+
+
+def test_views_and_tensors_with_gradients(either):
+    rng = np.random.default_rng(17)
+    handle = either.load_linear(*layer(rng, 9, 64))
+    x = activations(rng, 64, 6).T
+    expected = either.linear(handle, x.contiguous())
+    same_bits(either.linear(handle, x), expected)
+    y = either.linear(handle, x.clone().requires_grad_())
+    assert not y.requires_grad
+    same_bits(y, expected)
+
+
+def test_results_are_not_overwritten(either):
+    rng = np.random.default_rng(19)
+    handle = either.load_linear(*layer(rng, 16, 64))
+    first = either.linear(handle, activations(rng, 1, 64))
+    kept = first.clone()
+    either.linear(handle, activations(rng, 1, 64))
+    same_bits(first, kept)
+
+
+def test_threads_take_turns():
+    rng = np.random.default_rng(23)
+    with emulator("sim") as executor:
+        handle = executor.load_linear(*layer(rng, 64, 64))
+        inputs = [activations(rng, rows, 64) for rows in (1, 2, 3, 20)]
+        expected = [executor.linear(handle, x) for x in inputs]
+        wrong = []
+
+        def work(i: int) -> None:
+            for _ in range(50):
+                if not torch.equal(executor.linear(handle, inputs[i]), expected[i]):
+                    wrong.append(i)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+
+def test_launches_are_forgotten_when_there_are_many():
+    rng = np.random.default_rng(29)
+    with emulator("nano") as executor:
+        handle = executor.load_linear(*layer(rng, 8, 8))
+        x = activations(rng, 64, 8)
+        whole = executor.linear(handle, x)
+        free = []
+        for columns in range(1, 7):
+            narrow = executor.load_linear(*layer(rng, columns, 8))
+            for rows in range(1, 65):
+                executor.linear(narrow, x[:rows])
+            executor.unload_linear(narrow)
+            free.append(executor.device.free_bytes)
+        assert free[-1] == free[-2] == free[-3]
+        same_bits(executor.linear(handle, x), whole)
+
+
+def test_unloading_gives_memory_back():
+    rng = np.random.default_rng(31)
+    with emulator("sim") as executor:
+        free = executor.device.free_bytes
+        handle = executor.load_linear(*layer(rng, 64, 64))
+        assert executor.device.free_bytes < free
+        executor.unload_linear(handle)
+        assert executor.device.free_bytes == free
+
+
+def test_memory_full():
+    rng = np.random.default_rng(37)
+    with DeviceExecutor(EmulatorDevice(CONFIGS["sim"], 1 << 16)) as executor:
+        with pytest.raises(
+            MemoryFullError, match=r"^device memory: 336384 bytes must fit, but 65536 of 65536 are free"
+        ):
+            executor.load_linear(*layer(rng, 576, 576))
+        handle = executor.load_linear(*layer(rng, 16, 64))
+        with pytest.raises(MemoryFullError):
+            executor.linear(handle, activations(rng, 512, 64))
+        executor.linear(handle, activations(rng, 1, 64))
+
+
+def message(text: str) -> str:
+    import re
+
+    return f"^{re.escape(text)}$"
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (
+            torch.zeros(2, 64, dtype=torch.float16),
+            "activations: must be a float32 matrix in host memory, not float16[2, 64] on cpu; convert them first",
+        ),
+        (
+            torch.zeros(1, 2, 64),
+            "activations: must be a float32 matrix in host memory, not float32[1, 2, 64] on cpu; convert them first",
+        ),
+        (
+            torch.zeros(2, 64, device="meta"),
+            "activations: must be a float32 matrix in host memory, not float32[2, 64] on meta; convert them first",
+        ),
+        (torch.zeros(2, 63), "activations: must be [at least 1, 64], not [2, 63]; pass what the layer expects"),
+        (torch.zeros(0, 64), "activations: must be [at least 1, 64], not [0, 64]; pass what the layer expects"),
+    ],
+    ids=["dtype", "dimensions", "device", "length", "empty"],
+)
+def test_wrong_activations(either, x, text):
+    handle = either.load_linear(*layer(np.random.default_rng(41), 8, 64))
+    with pytest.raises(InputError, match=message(text)):
+        either.linear(handle, x)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
+def test_activations_that_are_not_finite(either, value, shown):
+    handle = either.load_linear(*layer(np.random.default_rng(43), 8, 64))
+    x = torch.zeros(3, 64)
+    x[1, 63] = value
+    with pytest.raises(
+        FormatError,
+        match=message(f"activations: must be finite, but [1, 63] is {shown}; find the layer that produced it"),
+    ):
+        either.linear(handle, x)
+    either.linear(handle, torch.zeros(1, 64))
+
+
+WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("weights", "bias", "error", "text"),
+    [
+        (
+            WEIGHTS._replace(mantissa=np.zeros((4, 64), np.float32)),
+            None,
+            InputError,
+            "weights: must be an int8 matrix with elements, not float32[4, 64]; quantize them",
+        ),
+        (
+            WEIGHTS._replace(mantissa=np.zeros((0, 64), np.int8)),
+            None,
+            InputError,
+            "weights: must be an int8 matrix with elements, not int8[0, 64]; quantize them",
+        ),
+        (
+            WEIGHTS._replace(mantissa=np.zeros((4, 16385), np.int8)),
+            None,
+            FormatError,
+            "reduction: length must be 1 to 16384, not 16385; keep the layer on the host",
+        ),
+        (
+            WEIGHTS._replace(scale=np.ones(3, np.float32)),
+            None,
+            InputError,
+            "weight scales: must be float32[4], one for each output, not float32[3]; convert it first",
+        ),
+        (
+            WEIGHTS._replace(scale=np.array([1, 2, np.inf, 3], np.float32)),
+            None,
+            InputError,
+            "weight scales: must be finite, but [2] is inf; check the model's files",
+        ),
+        (
+            WEIGHTS,
+            np.ones(4),
+            InputError,
+            "bias: must be float32[4], one for each output, not float64[4]; convert it first",
+        ),
+        (
+            WEIGHTS,
+            np.array([np.nan, 1, 2, 3], np.float32),
+            InputError,
+            "bias: must be finite, but [0] is nan; check the model's files",
+        ),
+    ],
+    ids=["dtype", "empty", "reduction", "scale shape", "scale value", "bias dtype", "bias value"],
+)
+def test_wrong_layers(either, weights, bias, error, text):
+    with pytest.raises(error, match=message(text)):
+        either.load_linear(weights, bias)
+
+
+def test_layer_of_another_executor(either):
+    text = message("layer [4, 64]: must be loaded in this executor, but is not; load it first")
+    with ReferenceExecutor() as other:
+        foreign = other.load_linear(WEIGHTS)
+        with pytest.raises(InputError, match=text):
+            either.linear(foreign, torch.zeros(1, 64))
+    handle = either.load_linear(WEIGHTS)
+    either.unload_linear(handle)
+    with pytest.raises(InputError, match=text):
+        either.linear(handle, torch.zeros(1, 64))
+
+
+def test_use_after_close(either):
+    handle = either.load_linear(WEIGHTS)
+    either.close()
+    with pytest.raises(InputError, match="must be loaded in this executor"):
+        either.linear(handle, torch.zeros(1, 64))
+
+
+def test_open_executor():
+    with open_executor("reference") as executor:
+        assert executor.name == "reference"
+    with open_executor("emulator", config="u250", memory_bytes=1 << 20) as executor:
+        assert isinstance(executor, DeviceExecutor)
+        assert executor.name == "emulator"
+        assert executor.device.config is CONFIGS["u250"]
+        assert executor.device.free_bytes == 1 << 20
+
+
+def test_unknown_names():
+    text = "device 'gpu': must be one of reference, emulator, rtl; see `lepton devices`"
+    with pytest.raises(InputError, match=message(text)):
+        open_executor("gpu")
+    with pytest.raises(ConfigError, match="configuration 'huge': must be one of nano, sim,"):
+        open_executor("emulator", config="huge")
+
+
+def test_rtl_without_the_simulation(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lepton_sim.device", None)
+    with pytest.raises(MissingDependencyError, match=r"^device 'rtl': .* run `pip install lepton\[sim\]`$"):
+        open_executor("rtl")
+
+
+def test_a_small_buffer_makes_many_row_blocks():
+    config = replace(CONFIGS["nano"], accumulator_rows=8)
+    rng = np.random.default_rng(47)
+    weights, bias = layer(rng, 20, 2500)
+    x = activations(rng, 30, 2500)
+    with DeviceExecutor(EmulatorDevice(config, 1 << 22)) as executor:
+        same_bits(executor.linear(executor.load_linear(weights, bias), x), numerics.linear(x.numpy(), weights, bias))

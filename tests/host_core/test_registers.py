@@ -1,0 +1,254 @@
+"""The register driver on a bus whose far end is the emulator behind a register file."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lepton.devices.emulator import Emulator
+from lepton.devices.registers import RegisterDevice
+from lepton.errors import DeviceError, DeviceMismatchError, DeviceTimeout
+from lepton.executors import DeviceExecutor
+from lepton_hw import numerics
+from lepton_hw.commands import Address, End, Gemm, Load, encode_list
+from lepton_hw.config import CONFIGS
+from lepton_hw.errors import ErrorCode
+from lepton_hw.registers import COUNTERS, ID, REGISTERS, Control, State
+
+CONFIG = CONFIGS["nano"]
+BUILD = 0x0123456789ABCDEF
+BASE = 0x2000_0000
+LIST = [
+    Load(rows=1, words=2, activation=0, row=0, source=Address(1, 0), signal=1),
+    Gemm(rows=1, words=2, activation=0, row=0, blocks=1, weights=Address(1, 0), output=Address(2, 0), wait=1),
+    End(),
+]
+
+
+class Bus:
+    """A register file in front of an emulator: behaves at the bus as the table in lepton_hw.registers says."""
+
+    def __init__(self, *, identity: int = ID, word: int = CONFIG.word, hang: bool = False) -> None:
+        self.memory = np.zeros(1 << 16, np.uint8)
+        self.memory_base = BASE
+        self.hang = hang
+        self.closed = False
+        self.writes: list[tuple[int, int]] = []
+        self.emulator = Emulator(CONFIG, self.memory, BASE)
+        self.values = {offset: 0 for r in REGISTERS.values() for offset in range(r.offset, r.offset + r.bits // 8, 4)}
+        self.values |= {c.offset + i: 0 for c in COUNTERS.values() for i in (0, 4)}
+        self.values[REGISTERS["ID"].offset] = identity
+        self.values[REGISTERS["CONFIG"].offset] = word
+        self.values[REGISTERS["CONTROL"].offset] = Control.IDLE
+        self.put("BUILD", BUILD)
+
+    def get(self, name: str) -> int:
+        register = {**REGISTERS, **COUNTERS}[name]
+        high = self.values[register.offset + 4] if register.bits > 32 else 0
+        return high << 32 | self.values[register.offset]
+
+    def put(self, name: str, value: int) -> None:
+        register = {**REGISTERS, **COUNTERS}[name]
+        for i in range(register.bits // 32):
+            self.values[register.offset + 4 * i] = value >> 32 * i & 0xFFFFFFFF
+
+    def read_register(self, offset: int) -> int:
+        value = self.values[offset]
+        if offset == REGISTERS["CONTROL"].offset:
+            self.values[offset] &= ~(Control.DONE | Control.READY)
+        return value
+
+    def write_register(self, offset: int, value: int) -> None:
+        assert 0 <= value < 1 << 32
+        self.writes.append((offset, value))
+        if offset == REGISTERS["CONTROL"].offset:
+            if value & Control.START:
+                self.values[offset] = Control.START
+                if not self.hang:
+                    self.finish()
+        elif offset == REGISTERS["INTERRUPT_STATUS"].offset:
+            self.values[offset] ^= value & 1
+        else:
+            self.values[offset] = value
+
+    def finish(self) -> None:
+        assert self.get("WINDOW_BASE") == BASE
+        assert self.get("WINDOW_END") == BASE + self.memory.size
+        self.emulator.invalidate(0, self.memory.size)
+        bases = tuple(self.get(f"BASE{i}") for i in range(8))
+        code, index = self.emulator.execute(self.get("LIST"), self.get("COMMANDS"), bases)
+        self.put("ERROR", code)
+        self.put("ERROR_COMMAND", index)
+        counters = self.emulator.counters
+        for name in ("READ_BEATS", "WEIGHT_BEATS", "WRITE_BEATS", "ARRAY_BUSY"):
+            self.put(name, getattr(counters, name.lower()))
+        self.put("CYCLES", 5 << 32 | 7)
+        self.put("CONTROL", Control.DONE | Control.READY | Control.IDLE)
+        self.put("INTERRUPT_STATUS", self.get("INTERRUPT_ENABLE"))
+
+    def wait_interrupt(self, timeout_s: float) -> bool:
+        return bool(self.get("GLOBAL_INTERRUPT") & self.get("INTERRUPT_STATUS"))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def start(bus: Bus, commands=LIST, timeout: float = 10.0) -> RegisterDevice:
+    device = RegisterDevice("board", bus, CONFIG)
+    program, data, results = (device.allocate(4096) for _ in range(3))
+    device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+    device.run(program, len(commands), (0, data.address, results.address), timeout)
+    return device
+
+
+def test_linear_through_registers():
+    rng = np.random.default_rng(1)
+    weights = numerics.quantize_weights(rng.normal(size=(20, 50)).astype(np.float32))
+    with DeviceExecutor(RegisterDevice("board", Bus(), CONFIG, f"{BUILD:016x}")) as executor:
+        handle = executor.load_linear(weights)
+        for rows in (1, 3, 70):
+            x = rng.normal(size=(rows, 50)).astype(np.float32)
+            y = executor.linear(handle, torch.from_numpy(x)).numpy()
+            np.testing.assert_array_equal(y.view(np.uint32), numerics.linear(x, weights).view(np.uint32))
+
+
+def test_build_and_counters():
+    device = start(Bus())
+    assert device.build == "0123456789abcdef"
+    counters = device.counters()
+    assert (counters.cycles, counters.array_busy) == (5 << 32 | 7, 2)
+    assert (counters.read_beats, counters.weight_beats, counters.write_beats) == (3 * 8 + 3 + 16, 16, 4)
+
+
+def test_registers_that_keep_their_value_are_not_written_again():
+    bus = Bus()
+    device = RegisterDevice("board", bus, CONFIG)
+    program = device.allocate(4096)
+    device.write(program, np.frombuffer(encode_list([End()]), np.uint8))
+    for bases in ((BASE,), (BASE + 4096,), (BASE + 4096,)):
+        bus.writes.clear()
+        device.run(program, 1, bases)
+    changed = [REGISTERS[name].offset for name in ("CONTROL", "INTERRUPT_STATUS")]
+    assert [offset for offset, _ in bus.writes] == changed
+    assert bus.get("INTERRUPT_STATUS") == 0
+
+
+def test_interrupt_is_used_and_acknowledged():
+    bus = Bus()
+    start(bus)
+    assert (bus.get("GLOBAL_INTERRUPT"), bus.get("INTERRUPT_ENABLE"), bus.get("INTERRUPT_STATUS")) == (1, 1, 0)
+
+
+def test_error_is_read_back():
+    with pytest.raises(DeviceError) as caught:
+        start(Bus(), [LIST[0], replace(LIST[1], wait=2), End()])
+    assert (caught.value.code, caught.value.index) == (ErrorCode.SEMAPHORE, 1)
+    assert str(caught.value) == (
+        "device 'board': every command must be valid, but command 1 (GEMM wait=2 rows=1 words=2 blocks=1 "
+        "weights=b1+0x0 output=b2+0x0) met SEMAPHORE: a semaphore overflows, or is waited for with nothing left to signal it; "
+        "signal before waiting, in list order"
+    )
+
+
+@pytest.mark.parametrize("code", [ErrorCode.READ, ErrorCode.WRITE])
+def test_memory_error_response(code):
+    bus = Bus()
+    finish = bus.finish
+
+    def refuse() -> None:
+        finish()
+        bus.put("ERROR", code)
+        bus.put("ERROR_COMMAND", 1)
+
+    bus.finish = refuse
+    access = code.name.lower()
+    with pytest.raises(DeviceError, match=rf"command 1 \(GEMM .*\) met {code.name}: the memory refused a {access};"):
+        start(bus)
+
+
+def test_hung_device():
+    bus = Bus(hang=True)
+    bus.put("STATE", State.STREAM | State.ARRAY)
+    bus.put("COMMAND", 1)
+    bus.put("OUTSTANDING", 2 << 16 | 5)
+    bus.put("SEMAPHORES", 0x10000003)
+    with pytest.raises(DeviceTimeout) as caught:
+        start(bus, timeout=0.01)
+    assert str(caught.value) == (
+        "device 'board': a command list must finish within 0.01 s, but it is still running (busy units: STREAM, ARRAY; "
+        "issuing command 1; outstanding bursts: 5 reads, 2 writes; semaphores: 3 0 0 0 0 0 0 1: GEMM wait=1 rows=1 "
+        "words=2 blocks=1 weights=b1+0x0 output=b2+0x0); raise the timeout, or reset the device if nothing moves"
+    )
+    assert caught.value.state.busy == State.STREAM | State.ARRAY
+
+
+def test_a_device_that_hangs_is_not_started_again():
+    bus = Bus(hang=True)
+    device = RegisterDevice("board", bus, CONFIG)
+    program = device.allocate(4096)
+    device.write(program, np.frombuffer(encode_list([End()]), np.uint8))
+    with pytest.raises(DeviceTimeout):
+        device.run(program, 1, timeout=0.01)
+    bus.writes.clear()
+    with pytest.raises(DeviceTimeout):
+        device.run(program, 1, timeout=0.01)
+    assert not bus.writes
+    bus.hang = False
+    bus.finish()
+    device.run(program, 1)
+
+
+def test_late_interrupt_is_waited_for():
+    bus = Bus(hang=True)
+    calls = []
+
+    def wait(timeout_s: float) -> bool:
+        calls.append(timeout_s)
+        if len(calls) == 3:
+            bus.finish()
+        return len(calls) >= 3
+
+    bus.wait_interrupt = wait
+    start(bus)
+    assert len(calls) == 3
+    assert all(0 < t <= 10 for t in calls)
+
+
+def test_no_lepton():
+    bus = Bus(identity=0xFFFFFFFF)
+    text = r"^device 'board': register ID must read 0x4e54504c, not 0xffffffff; load the accelerator's bitstream"
+    with pytest.raises(DeviceMismatchError, match=text):
+        RegisterDevice("board", bus, CONFIG)
+    assert bus.closed
+
+
+def test_other_configuration():
+    bus = Bus(word=CONFIGS["u250"].word)
+    text = (
+        rf"^device 'board': must be built as 'nano', configuration word 0x{CONFIG.word:08x}, not "
+        rf"0x{CONFIGS['u250'].word:08x} \(.*array_size=64.*\); open it with its own configuration"
+    )
+    with pytest.raises(DeviceMismatchError, match=text):
+        RegisterDevice("board", bus, CONFIG)
+    assert bus.closed
+
+
+def test_other_contract_version():
+    with pytest.raises(DeviceMismatchError, match=r"\(configuration word .*: contract version must be 1, not 9;"):
+        RegisterDevice("board", Bus(word=CONFIG.word & 0xFFFFFF | 9 << 24), CONFIG)
+
+
+def test_other_build():
+    bus = Bus()
+    text = r"^device 'board': build must be 1123456789abcdef, not 0123456789abcdef; load the bitstream that belongs"
+    with pytest.raises(DeviceMismatchError, match=text):
+        RegisterDevice("board", bus, CONFIG, "1123456789abcdef" + 48 * "0")
+    assert bus.closed
+
+
+def test_closing_closes_the_transport():
+    bus = Bus()
+    with RegisterDevice("board", bus, CONFIG):
+        assert not bus.closed
+    assert bus.closed
