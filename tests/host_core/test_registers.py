@@ -146,8 +146,8 @@ def test_error_is_read_back():
     assert (caught.value.code, caught.value.index) == (ErrorCode.SEMAPHORE, 1)
     assert str(caught.value) == (
         "device 'board': every command must be valid, but command 1 (GEMM wait=2 rows=1 words=2 blocks=1 "
-        "weights=b1+0x0 output=b2+0x0) met SEMAPHORE: a semaphore overflows, or is waited for with nothing left to signal it; "
-        "signal before waiting, in list order"
+        "weights=b1+0x0 output=b2+0x0) met SEMAPHORE: a semaphore overflows, or is waited for with nothing left to "
+        "signal it; signal before waiting, in list order"
     )
 
 
