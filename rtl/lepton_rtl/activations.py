@@ -1,10 +1,15 @@
 """Activations on chip: the buffer, the row scale table, and the unit that fills them from memory."""
 
-from amaranth.hdl import Module, Mux, Signal
+import numpy as np
+from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from numpy.typing import NDArray
+
 from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
+from lepton_hw.layout import Bytes, row_beats, unpack_activations
+from lepton_hw.numerics import I8, U8
 
 from .array import word_layout
 from .jobs import COUNT_BITS, INDEX_BITS, SIGNAL_LAYOUT, load_layout, transfer_layout
@@ -103,6 +108,20 @@ class LoadUnit(wiring.Component):
                 "signal": Out(SIGNAL_LAYOUT),
                 "busy": Out(1),
             }
+        )
+
+    @staticmethod
+    def model(config: HardwareConfig, packed: Bytes, rows: int, words: int) -> tuple[I8, U8, NDArray[np.uint32]]:
+        """Mantissas [rows * words, R] and shifts [rows * words, blocks_per_word] of the words, and the scales [rows]
+        in bits, of packed rows."""
+        size = config.array_size
+        unpacked = unpack_activations(config, packed, rows, words * size)
+        block = np.arange(words)[:, None] * size // BLOCK + np.arange(config.blocks_per_word)
+        scales = packed.reshape(rows, row_beats(words), size)[:, 0, :4].copy().view("<u4")
+        return (
+            unpacked.mantissa.reshape(-1, size),
+            unpacked.shift[:, block].reshape(-1, config.blocks_per_word),
+            scales.reshape(-1).astype(np.uint32),
         )
 
     def elaborate(self, platform: object) -> Module:

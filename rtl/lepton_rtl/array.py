@@ -3,7 +3,9 @@
 from amaranth.hdl import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw.config import HardwareConfig
+from lepton_hw.numerics import accumulate
 
 from .accumulator import ACCUMULATOR_BITS, Accumulator
 from .chain import MAX_CHAIN_ROWS, PackedProductChain, ProductChain, sum_bits
@@ -62,6 +64,8 @@ class SystolicArray(wiring.Component):
                 "results": Out(data.ArrayLayout(signed(ACCUMULATOR_BITS), size)),
             }
         )
+
+    model = staticmethod(accumulate)
 
     @property
     def _chain_rows(self) -> int:
@@ -137,9 +141,7 @@ class SystolicArray(wiring.Component):
                     *(chain.activations[r].eq(skewed[s][r]) for r in range(rows)),
                 ]
             for i, column in enumerate(columns):
-                accumulator = Accumulator(
-                    rows=self._config.accumulator_rows, segments=segments, width=sum_bits(rows)
-                )
+                accumulator = Accumulator(rows=self._config.accumulator_rows, segments=segments, width=sum_bits(rows))
                 m.submodules[f"accumulator_{column}"] = accumulator
                 m.d.comb += [
                     *(accumulator.sums[s].eq(chains[s].sums[i]) for s in range(segments)),

@@ -12,8 +12,9 @@ import numpy as np
 from amaranth.hdl import Cat, Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-from lepton_hw.config import BLOCK
 from numpy.typing import NDArray
+
+from lepton_hw.config import BLOCK
 
 PRODUCT_BITS = 16
 MAX_CHAIN_ROWS = BLOCK
@@ -38,7 +39,7 @@ class ProductChain(wiring.Component):
     Members
     -------
     weights : In(1 x signed(8)); the column's byte of a weight beat
-    select : In(rows); the row whose shadow register takes ``weights``, aligned with it
+    select : In(rows); the row whose shadow register takes ``weights``, one cycle after them
     swap : In(rows); row r copies its shadow to its active register
     activations : In(rows x signed(8)); skewed
     sums : Out(1 x signed)
@@ -110,7 +111,7 @@ class PackedProductChain(wiring.Component):
         extended = Signal(signed(PRODUCT_BITS))
         m.d.comb += extended.eq(low)
         m.d.sync += weight.eq(Cat(extended, upper).as_signed())
-        previous = None
+        previous: list[Signal] = []
         for r in range(self._rows):
             shadow = Signal(signed(packed_bits), name=f"shadow_{r}", reset_less=True)
             active = Signal(signed(packed_bits), name=f"active_{r}", reset_less=True)
@@ -125,7 +126,7 @@ class PackedProductChain(wiring.Component):
             first = product[:PRODUCT_BITS].as_signed()
             second = product[PRODUCT_BITS:].as_signed()
             borrow = product[PRODUCT_BITS - 1]
-            if previous is None:
+            if not previous:
                 m.d.sync += [totals[0].eq(first), totals[1].eq(second + borrow)]
             else:
                 # The carry enters below the lowest bit, so that the sum is one carry chain.
@@ -145,4 +146,3 @@ def _members(rows: int, columns: int) -> dict[str, wiring.Member]:
         "activations": In(data.ArrayLayout(signed(8), rows)),
         "sums": Out(data.ArrayLayout(signed(sum_bits(rows)), columns)),
     }
-

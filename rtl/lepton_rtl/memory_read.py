@@ -6,6 +6,7 @@ A reader requests only what it has room for, so read data is never held back: RR
 from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
 
@@ -71,6 +72,17 @@ class BurstSplitter(wiring.Component):
                 "busy": Out(1),
             }
         )
+
+    @staticmethod
+    def model(config: HardwareConfig, address: int, beats: int, *, limit: int) -> list[tuple[int, int]]:
+        """Address and beats of every burst of a transfer that lies in the window."""
+        bursts = []
+        while beats:
+            burst = min(beats, limit, (PAGE_BYTES - address % PAGE_BYTES) // config.beat_bytes)
+            bursts.append((address, burst))
+            address = (address + burst * config.beat_bytes) % (1 << config.address_bits)
+            beats -= burst
+        return bursts
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -170,7 +182,9 @@ class ReadPort(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         order = Queue(
-            data.StructLayout({"reader": self._readers, "beats": range(self._config.burst_beats + 1), "index": INDEX_BITS}),
+            data.StructLayout(
+                {"reader": self._readers, "beats": range(self._config.burst_beats + 1), "index": INDEX_BITS}
+            ),
             depth=MAX_OUTSTANDING,
         )
         m.submodules.order = order

@@ -8,9 +8,10 @@ from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw import numerics
 from lepton_hw.config import HardwareConfig
-from lepton_hw.layout import PARAMETER_BEATS
+from lepton_hw.layout import PARAMETER_BEATS, Bytes, pack_output
 
 from .accumulator import ACCUMULATOR_BITS
 from .delay import delay
@@ -43,11 +44,9 @@ class ScaleLane(wiring.Component):
     bias_at = column_scale_at + FloatMultiply.latency
     latency = bias_at + FloatAdd.latency
 
-    x: In(signed(ACCUMULATOR_BITS))
-    row_scale: In(32)
-    column_scale: In(32)
-    bias: In(32)
-    y: Out(32)
+    def __init__(self) -> None:
+        operands = {"row_scale": In(32), "column_scale": In(32), "bias": In(32)}
+        super().__init__({"x": In(signed(ACCUMULATOR_BITS)), **operands, "y": Out(32)})
 
     @staticmethod
     def model(x: numerics.I32, eighth: numerics.F32, column_scale: numerics.F32, bias: numerics.F32) -> numerics.F32:
@@ -117,6 +116,22 @@ class OutputStage(wiring.Component):
                 "busy": Out(1),
             }
         )
+
+    @staticmethod
+    def model(
+        config: HardwareConfig,
+        results: numerics.I32,
+        eighth: numerics.F32,
+        column_scale: numerics.F32 | None,
+        bias: numerics.F32 | None,
+    ) -> Bytes:
+        """The result stream of ``results`` [M, N], with ``eighth`` [M] the packed row scales; raw without
+        ``column_scale`` [N]."""
+        if column_scale is None:
+            return pack_output(config, results)
+        scaled = numerics.float_multiply(numerics.int_to_float(results), eighth[:, None])
+        scaled = numerics.float_multiply(scaled, column_scale[None, :])
+        return pack_output(config, scaled if bias is None else numerics.float_add(scaled, bias[None, :]))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -1,8 +1,11 @@
 """The counting semaphores that order the units."""
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES
 from lepton_hw.errors import ErrorCode
 
@@ -39,6 +42,22 @@ class Semaphores(wiring.Component):
                 "error": Out(ERROR_LAYOUT),
             }
         )
+
+    @staticmethod
+    def model(
+        counts: Sequence[int], signals: Sequence[int], waits: Sequence[int | None]
+    ) -> tuple[int, list[int], bool]:
+        """One cycle: grants, the counts after it, and whether one has overflowed.
+
+        ``signals`` are the masks given, ``waits`` the masks waited for, None without a request.
+        """
+        grants = taken = 0
+        for taker, mask in enumerate(waits):
+            if mask is not None and all(counts[i] for i in range(SEMAPHORES) if mask >> i & 1):
+                grants, taken = 1 << taker, mask
+                break
+        after = [counts[i] + sum(mask >> i & 1 for mask in signals) - (taken >> i & 1) for i in range(SEMAPHORES)]
+        return grants, [n % (SEMAPHORE_MAX + 1) for n in after], any(n > SEMAPHORE_MAX for n in after)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

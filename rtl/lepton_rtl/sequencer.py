@@ -3,6 +3,7 @@
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw.config import HardwareConfig
 
 from .array import ISSUE_LAYOUT
@@ -49,6 +50,16 @@ class Sequencer(wiring.Component):
                 "busy": Out(1),
             }
         )
+
+    @staticmethod
+    def model(*, rows: int, words: int, blocks: int, activation: int) -> list[tuple[int, bool, bool, bool]]:
+        """What a job issues, in order: read address, first row of its tile, first tile, last tile."""
+        return [
+            (activation + row * words + word, row == 0, word == 0, word == words - 1)
+            for _ in range(blocks)
+            for word in range(words)
+            for row in range(rows)
+        ]
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -3,6 +3,7 @@
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 
@@ -48,6 +49,22 @@ class WeightLoader(wiring.Component):
                 "busy": Out(1),
             }
         )
+
+    @staticmethod
+    def model(
+        config: HardwareConfig, slot: int, *, words: int, blocks: int, scaled: bool, bias: bool
+    ) -> list[tuple[str, int]]:
+        """Where every beat of a job goes: a tile row, or an address of the column scales or biases.
+
+        ``slot`` is the parameter slot of the job's first block.
+        """
+        targets = []
+        for block in range(blocks):
+            first = (slot + block) % PARAMETER_SLOTS * PARAMETER_BEATS
+            for kind, present in (("scale", scaled), ("bias", bias)):
+                targets += [(kind, first + beat) for beat in range(PARAMETER_BEATS) if present]
+            targets += [("tile", row) for _ in range(words) for row in range(config.array_size)]
+        return targets
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
