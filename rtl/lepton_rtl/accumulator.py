@@ -12,8 +12,9 @@ from amaranth.hdl import Module, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from lepton_hw.numerics import MAX_SHIFT
 from numpy.typing import NDArray
+
+from lepton_hw.numerics import MAX_SHIFT
 
 ACCUMULATOR_BITS = 32
 

@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from amaranth.hdl import Module, Signal, ValueCastable, Value
+from amaranth.hdl import Module, Signal, Value, ValueCastable
 
 T = TypeVar("T", Value, ValueCastable)
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.wiring import In, Out
+
 from lepton_hw.checks import command_error
 from lepton_hw.commands import BASES, CHECK, COMMAND_BYTES, FIELDS, OFFSET_BITS, Field, GemmFlag, Opcode
 from lepton_hw.config import GROUP_WORDS, HardwareConfig

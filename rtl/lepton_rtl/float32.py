@@ -12,6 +12,7 @@ import numpy as np
 from amaranth import Cat, Const, Module, Mux, Signal, Value, ValueLike, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw import numerics
 from lepton_hw.numerics import F32, I32
 

@@ -4,10 +4,13 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from amaranth.back import rtlil, verilog
+from amaranth.lib import wiring
+
 from lepton_hw.config import HardwareConfig
 
 from .core import LeptonCore
@@ -48,10 +51,10 @@ def generate(config: HardwareConfig, folder: Path) -> Manifest:
     """Write ``lepton_core.v`` and ``manifest.json`` for ``config`` to ``folder``; the same bytes every time."""
     tools = {name: version(name) for name in TOOLS}
     # The hash is of the design with a zero in its place, since it cannot contain itself.
-    identity = _rtlil(config, build=0) + json.dumps(tools, sort_keys=True)
+    identity = component_rtlil(LeptonCore(config), TOP) + json.dumps(tools, sort_keys=True)
     build = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    text = to_verilog(_rtlil(config, build=int(build, 16)))
-    core = LeptonCore(config)
+    core = LeptonCore(config, build=int(build, 16))
+    text = to_verilog(component_rtlil(core, TOP))
     ports = {
         path[0]: {"direction": member.flow.name.lower(), "width": len(value)}
         for path, member, value in core.signature.flatten(core)
@@ -71,9 +74,9 @@ def generate(config: HardwareConfig, folder: Path) -> Manifest:
     return manifest
 
 
-def component_rtlil(component, name: str) -> str:
-    """A component in RTLIL, each distinct module written once."""
-    return merge_modules(rtlil.convert(component, name=name, emit_src=False))
+def component_rtlil(component: wiring.Component, name: str) -> str:
+    """A component in RTLIL with the module name ``name``, each distinct module written once."""
+    return merge_modules(rtlil.convert(component, name=name, emit_src=False), name)
 
 
 def to_verilog(text: str) -> str:
@@ -81,11 +84,7 @@ def to_verilog(text: str) -> str:
     return verilog._convert_rtlil_text(text, strip_internal_attrs=True)
 
 
-def _rtlil(config: HardwareConfig, *, build: int) -> str:
-    return component_rtlil(LeptonCore(config, build=build), TOP)
-
-
-def merge_modules(text: str) -> str:
+def merge_modules(text: str, top: str) -> str:
     """Write modules that differ only in their names once.
 
     Amaranth elaborates every instance by itself, so an array of R columns comes as R copies of a column.
@@ -99,14 +98,20 @@ def merge_modules(text: str) -> str:
         for match in pattern.finditer(text):
             name = match[1]
             body = match[0].replace(f"module {name}\n", "module\n", 1)
-            if name == rf"\{TOP}":
+            if name == f"\\{top}":
                 continue
             keeper = first_of.setdefault(body, name)
             if keeper != name:
                 replaced[name] = keeper
         if not replaced:
             return text
-        text = pattern.sub(lambda match: "" if match[1] in replaced else match[0], text)
-        text = re.sub(
-            r"^(\s*cell )(\S+)( \S+)$", lambda m: m[1] + replaced.get(m[2], m[2]) + m[3], text, flags=re.M
-        )
+        text = pattern.sub(partial(_drop_module, replaced), text)
+        text = re.sub(r"^(\s*cell )(\S+)( \S+)$", partial(_rename_cell, replaced), text, flags=re.M)
+
+
+def _drop_module(replaced: dict[str, str], module: re.Match[str]) -> str:
+    return "" if module[1] in replaced else module[0]
+
+
+def _rename_cell(replaced: dict[str, str], cell: re.Match[str]) -> str:
+    return cell[1] + replaced.get(cell[2], cell[2]) + cell[3]

@@ -1,6 +1,7 @@
 """What travels between the units: the jobs that the dispatcher makes of commands, and memory transfers."""
 
 from amaranth.lib import data
+
 from lepton_hw.config import HardwareConfig
 
 INDEX_BITS = 24

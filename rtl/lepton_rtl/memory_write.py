@@ -3,6 +3,7 @@
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+
 from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
 

@@ -1,6 +1,6 @@
 """First-in first-out queues with stream interfaces."""
 
-from amaranth.hdl import Module, ShapeLike
+from amaranth.hdl import Module, Shape, ShapeLike, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -47,14 +47,10 @@ class BufferQueue(wiring.Component):
 
 
 def _width(shape: ShapeLike) -> int:
-    from amaranth.hdl import Shape
-
     return Shape.cast(shape).width
 
 
 def _wrap(queue: Queue | BufferQueue, fifo: SyncFIFO | SyncFIFOBuffered) -> Module:
-    from amaranth.hdl import Value
-
     m = Module()
     m.submodules.fifo = fifo
     m.d.comb += [

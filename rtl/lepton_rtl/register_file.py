@@ -1,11 +1,12 @@
 """The AXI4-Lite register file, built from the table in :mod:`lepton_hw.registers`, and the counters."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
 from lepton_hw.commands import BASES
 from lepton_hw.config import HardwareConfig
-from lepton_hw.registers import CONTROL_SPACE, COUNTER_BITS, COUNTERS, ID, REGISTERS, Access, Control
+from lepton_hw.registers import CONTROL_SPACE, COUNTER_BITS, COUNTERS, ID, REGISTERS, Control
 
 ADDRESS_BITS = (CONTROL_SPACE - 1).bit_length()
 
