@@ -28,7 +28,9 @@ def package(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         for file in folder.iterdir():
             archive.write(file, f"tiny_model/{file.name}")
         archive.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
     model = RegisteredModel(
         name="tiny",
@@ -111,7 +113,9 @@ def test_unknown_model() -> None:
 
 
 def test_missing_gguf(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"^model '.*none.gguf': must be an existing file, but is not; check the path$"):
+    with pytest.raises(
+        SourceError, match=r"^model '.*none.gguf': must be an existing file, but is not; check the path$"
+    ):
         resolve(tmp_path / "none.gguf")
 
 
@@ -120,7 +124,8 @@ def test_damaged_gguf(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(data)
     with pytest.raises(
-        SourceError, match=r"^model '.*bad.gguf': must be a whole GGUF file, but is damaged or truncated \(.*\); fetch it again$"
+        SourceError,
+        match=r"^model '.*bad.gguf': must be a whole GGUF file, but is damaged or truncated \(.*\); fetch it again$",
     ):
         resolve(path)
 

@@ -120,7 +120,8 @@ def test_groups(make_model: Callable[[str], PreTrainedModel], kind: str, groups:
 def test_without_trial_run_nothing_is_fused() -> None:
     report = place(Siblings(), Counting())
     assert [p.fused_with for p in report.offloaded] == [()] * 4
-    assert report.context == 0 and report.offloaded_mac_fraction == 1.0
+    assert report.context == 0
+    assert report.offloaded_mac_fraction == 1.0
 
 
 def test_layers_called_twice_are_not_fused() -> None:
@@ -204,7 +205,8 @@ def test_float_weights_are_released() -> None:
     weight = weakref.ref(model.b.weight)
     place(model, Counting(), inputs=(torch.randn(2, 64),))
     assert weight() is None
-    assert isinstance(model.b, QuantizedLinear) and model.b.weight.dtype == torch.int8
+    assert isinstance(model.b, QuantizedLinear)
+    assert model.b.weight.dtype == torch.int8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -328,7 +330,8 @@ def test_cost_model_weighs_a_fused_group_as_one() -> None:
             return self.a(x) + self.b(x)
 
     cost = CostModel()
-    assert cost.objection(SIM, 128, 256) and not cost.objection(SIM, 256, 256)
+    assert cost.objection(SIM, 128, 256)
+    assert not cost.objection(SIM, 256, 256)
     assert len(offload(Pair(), Counting(), SIM, cost=cost, inputs=(torch.randn(1, 256),)).offloaded) == 2
     assert len(offload(Pair(), Counting(), SIM, cost=cost).offloaded) == 0
 
@@ -342,12 +345,16 @@ def test_report(make_model: Callable[[str], PreTrainedModel]) -> None:
     assert report.macs == macs + attention + 64 * VOCABULARY
     assert report.offloaded_mac_fraction == macs / report.macs
     text = str(report)
-    assert "model.layers.*.self_attn.q_proj ×2" in text and "fused with k_proj, v_proj" in text
-    assert "skipped on request" in text and f"{report.offloaded_mac_fraction:.2%}" in text
+    assert "model.layers.*.self_attn.q_proj ×2" in text
+    assert "fused with k_proj, v_proj" in text
+    assert "skipped on request" in text
+    assert f"{report.offloaded_mac_fraction:.2%}" in text
     data = report.to_dict()
     assert {m["module"] for m in data["modules"]} >= {"lm_head", "model.embed_tokens", "model.norm"}
     down = next(m for m in data["modules"] if m["module"].endswith("1.mlp.down_proj"))
-    assert down["bytes"] == 64 * 160 + 4 * 64 and down["reason"] == "" and down["device"] == "counting"
+    assert down["bytes"] == 64 * 160 + 4 * 64
+    assert down["reason"] == ""
+    assert down["device"] == "counting"
 
 
 VOCABULARY = 256
@@ -356,7 +363,9 @@ VOCABULARY = 256
 def test_no_second_offload() -> None:
     model = nn.Sequential(nn.Linear(64, 32))
     place(model, Counting())
-    with pytest.raises(InputError, match=r"^model: must not be offloaded yet, but is; load it afresh for another device$"):
+    with pytest.raises(
+        InputError, match=r"^model: must not be offloaded yet, but is; load it afresh for another device$"
+    ):
         place(model, Counting())
 
 
@@ -367,4 +376,5 @@ def test_memory_full_leaves_the_model_unchanged() -> None:
     with open_executor("emulator", config="sim", memory_bytes=400_000) as executor:
         with pytest.raises(MemoryFullError):
             place(model, executor)
-    assert isinstance(model[0], nn.Linear) and np.isfinite(model(torch.ones(1, 512)).detach().numpy()).all()
+    assert isinstance(model[0], nn.Linear)
+    assert np.isfinite(model(torch.ones(1, 512)).detach().numpy()).all()

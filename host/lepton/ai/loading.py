@@ -72,14 +72,16 @@ def load_model(
     """
     hardware = get_config(config)
     host = _host_device(host_device)
-    executor = None if device == CPU else open_executor(device, config=config, memory_bytes=memory_bytes, timeout=timeout)
+    executor = (
+        None if device == CPU else open_executor(device, config=config, memory_bytes=memory_bytes, timeout=timeout)
+    )
     try:
         if isinstance(source, nn.Module):
             module = source
         else:
             folder = resolve(source)
             module, tokenizer = _load_folder(folder, config)
-        module = module.to(host).eval()
+        nn.Module.to(module, host).eval()
         if executor is not None:
             quantize_(module, executor, config=hardware.name, strict=strict, skip=skip, inputs=inputs, cost=cost)
     except BaseException:
@@ -116,8 +118,8 @@ def _load_folder(folder: Path, config: str) -> tuple[PreTrainedModel, PreTrained
         raise
     except Exception as error:  # transformers and safetensors raise many kinds
         raise SourceError(
-            f"model folder '{folder}': must hold a whole model that transformers reads, but reading it failed: {error}; "
-            f"fetch or save it again (a registered model: `lepton models pull --refresh`)"
+            f"model folder '{folder}': must hold a whole model that transformers reads, but reading it failed: {error}"
+            f"; fetch or save it again (a registered model: `lepton models pull --refresh`)"
         ) from error
     if lost := sorted(info["missing_keys"]):
         others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -1,7 +1,7 @@
 """A loaded model."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,7 @@ class LeptonModel:
     ``module`` is the PyTorch model, ``tokenizer`` its tokenizer or None, ``device`` the name of the device.
     """
 
-    def __init__(
-        self, module: nn.Module, tokenizer: PreTrainedTokenizerBase | None, executor: Executor | None
-    ) -> None:
+    def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase | None, executor: Executor | None) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self._executor = executor
@@ -70,7 +68,7 @@ class LeptonModel:
         ``chat`` wraps each as a user's message in the model's chat template; by default if it has one.
         """
         tokenizer = self._tokenizer()
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         if not prompts or not all(isinstance(p, str) for p in prompts):
             raise InputError(f"prompt: must be a text or several, not {prompt!r}; pass token ids as a tensor")
         if chat and not tokenizer.chat_template:
@@ -119,12 +117,13 @@ class LeptonModel:
         if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
             raise InputError(f"prompt: must have token ids [B, S], not {ids.dtype}{list(ids.shape)}; give it some text")
         self._check_ids(ids, max_new_tokens)
+        generate: Callable[..., Any] = self.module.generate  # type: ignore[reportAssignmentType]
         options = {**inputs, "max_new_tokens": max_new_tokens, **kwargs}
         if stream:
             if ids.shape[0] != 1 or kwargs.get("num_beams", 1) != 1:
                 raise InputError("stream: must be one prompt without beams; generate without stream=True")
-            return TextStream(self.module, self._tokenizer(), options)
-        result = self.module.generate(**options)
+            return TextStream(generate, self._tokenizer(), options)
+        result = generate(**options)
         if isinstance(prompt, Tensor):
             return result
         sequences = getattr(result, "sequences", result)
@@ -164,7 +163,7 @@ class LeptonModel:
                 f"prompt: tokens{' and new tokens' if new else ''} must be at most {limit} together, "
                 f"not {ids.shape[-1]}{more}; shorten it"
             )
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < text.vocab_size):
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < text.vocab_size):
             raise InputError(
                 f"prompt: token ids must be 0 to {text.vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}; "
                 f"use the model's tokenizer"
@@ -178,7 +177,7 @@ class TextStream(Iterator[str]):
     """
 
     def __init__(
-        self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+        self, generate: Callable[..., Any], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
     ) -> None:
         self.token_ids: list[int] = []
         self._error: BaseException | None = None
@@ -186,12 +185,12 @@ class TextStream(Iterator[str]):
         self._streamer = _Streamer(tokenizer, self.token_ids)
         criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), _StopOn(self._stop)])
         options |= {"streamer": self._streamer, "stopping_criteria": criteria}
-        self._thread = threading.Thread(target=self._run, args=(module, options), name="lepton-generate", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(generate, options), name="lepton-generate", daemon=True)
         self._thread.start()
 
-    def _run(self, module: PreTrainedModel, options: dict[str, Any]) -> None:
+    def _run(self, generate: Callable[..., Any], options: dict[str, Any]) -> None:
         try:
-            module.generate(**options)
+            generate(**options)
         except BaseException as error:  # handed to the iterating thread
             self._error = error
             self._streamer.end()
@@ -237,5 +236,5 @@ class _StopOn(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self._event = event
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)

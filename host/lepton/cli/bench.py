@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, print_json
+from .bench_hardware import gemm, simulation
+from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, print_json
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
+app.command()(gemm)
+app.command()(simulation)
 
 _PROMPT = "What is gravity?"
 
@@ -18,6 +21,7 @@ def decode(
     model: ModelArgument,
     device: DeviceOption = "emulator",
     config: ConfigOption = "sim",
+    skip: SkipOption = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate in a repeat.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats of each model, alternating.")] = 5,
     json: JsonOption = False,
@@ -32,7 +36,10 @@ def decode(
         loaded.generate(prompt, new, min_new_tokens=new, do_sample=False)
         return new / (time.perf_counter() - start)
 
-    with lai.load_model(model, device, config=config) as offloaded, lai.load_model(model, "cpu") as float32:
+    with (
+        lai.load_model(model, device, config=config, skip=skip or ()) as offloaded,
+        lai.load_model(model, "cpu") as float32,
+    ):
         speeds: tuple[list[float], list[float]] = ([], [])
         with progress_bars() as progress:
             for repeat in progress.track(range(repeats + 1), description="Generating"):

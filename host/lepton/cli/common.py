@@ -17,13 +17,17 @@ FAILURE = 1
 ModelArgument = Annotated[str, typer.Argument(help="Registered name, Hugging Face folder or .gguf file.")]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="cpu, reference, emulator or rtl.")]
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Hardware configuration.")]
+SkipOption = Annotated[
+    list[str] | None, typer.Option("--skip", help="Pattern of module names that stay on the host; repeatable.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if a Linear layer has to stay on the host.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
 class Group(TyperGroup):
     """Commands that end with a message instead of a traceback when they meet an expected error."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command that ``ctx`` names."""
         try:
             return super().invoke(ctx)

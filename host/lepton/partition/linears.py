@@ -17,7 +17,9 @@ from .quantized import QuantizedLinear
 def find_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every Linear layer of ``model`` by name: nn.Linear, transformers' Conv1D, and quantized ones."""
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
     }
 
 
@@ -48,7 +50,8 @@ def quantize(name: str, module: nn.Module) -> QuantizedLinear:
         return module
     columns, length = features(module)
     weight, bias = module.weight, module.bias
-    assert isinstance(weight, torch.Tensor) and isinstance(bias, torch.Tensor | None)
+    assert isinstance(weight, torch.Tensor)
+    assert isinstance(bias, torch.Tensor | None)
     values = _numpy(weight.T if isinstance(module, Conv1D) else weight)
     try:
         weights = quantize_weights(values)
@@ -66,7 +69,7 @@ def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> No
     """Put the values of ``replacements`` wherever ``model`` holds their keys."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in replacements:
+            if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
 
 

@@ -107,7 +107,7 @@ def _report(
 
     placements = []
     for name, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False)]
+        own = list(module.parameters(recurse=False))
         size = sum(parameter.numel() * parameter.element_size() for parameter in own)
         device, reason = executor.name, ""
         if name in fused:

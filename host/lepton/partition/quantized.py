@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class QuantizedLinear(nn.Module):
 
         self.weight = parameter(out_features, in_features, dtype=torch.int8)
         self.weight_scale = parameter(out_features)
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", parameter(out_features) if bias else None)
         self._group: _Group | None = None
         self._index = 0
@@ -56,7 +58,7 @@ class QuantizedLinear(nn.Module):
         weight = self.weight.to(input.dtype) * self.weight_scale.to(input.dtype)[:, None]
         return nn.functional.linear(input, weight, None if self.bias is None else self.bias.to(input.dtype))
 
-    def _apply(self, fn, recurse=True):  # noqa: ANN001, ANN202 (nn.Module's signature)
+    def _apply(self, fn, recurse=True):
         # The executor has the weights now: moving or rounding these copies would only make them differ.
         return self if self.placed else super()._apply(fn, recurse)
 
@@ -84,7 +86,7 @@ class _Group:
         if any(layer.bias is not None for layer in layers):
             bias = np.concatenate([_bias(layer) for layer in layers])
         parts = [layer.quantized_weights for layer in layers]
-        mantissa, scale = (parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True)))
+        mantissa, scale = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         self._handle = executor.load_linear(QuantizedWeights(mantissa, scale), bias)
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class _Group:
             return self._compute(x)
         # An inference tensor has no version by which a change could be told: its values are compared instead.
         version = None if x.is_inference() else x._version
-        pending = self._pending.__dict__
+        pending: dict[Any, Any] = vars(self._pending)
         if index in pending and pending["version"] == version:
             key = pending["key"]
             if key is x if version is not None else torch.equal(key, x):
@@ -104,7 +106,7 @@ class _Group:
         y = self._compute(x)
         results = {i: y[..., columns].contiguous() for i, columns in enumerate(self._slices)}
         result = results.pop(index)
-        pending.update(results, key=x.clone() if version is None else x, version=version)
+        pending.update({**results, "key": x.clone() if version is None else x, "version": version})
         return result
 
     def _compute(self, x: Tensor) -> Tensor:

@@ -100,9 +100,7 @@ class Report:
             name = f"{module} ×{len(members)}" if len(members) > 1 else members[0].module or module
             macs, size = sum(p.macs for p in members), sum(p.bytes for p in members)
             style = "dim" if members[0].reason else ""
-            table.add_row(
-                Text(name), Text(kind), Text(device), f"{macs:,}", f"{size:,}", Text(why), style=style
-            )
+            table.add_row(Text(name), Text(kind), Text(device), f"{macs:,}", f"{size:,}", Text(why), style=style)
         return Group(table, Text(self.summary))
 
     def __str__(self) -> str:

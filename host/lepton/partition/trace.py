@@ -57,10 +57,10 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Module], inputs: Inputs) ->
     seen: list[tuple[str, Tensor, int]] = []
     macs: dict[str, int] = {}
 
-    def watch(name: str):  # noqa: ANN202
+    def watch(name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
-            columns, length = features(module)
+            columns, _ = features(module)
             macs[name] = macs.get(name, 0) + x.numel() * columns
             seen.append((name, x, x._version))
 
@@ -85,7 +85,7 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Module], inputs: Inputs) ->
         calls[name] = calls.get(name, 0) + 1
     # ``seen`` keeps every input alive, so an id stands for one tensor.
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for order, (name, x, version) in enumerate(seen):
+    for name, x, version in seen:
         parent = name.rpartition(".")[0]
         once = calls[name] == 1
         group = groups.setdefault((parent, id(x), version) if once else (name,), [])
