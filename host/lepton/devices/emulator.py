@@ -7,14 +7,13 @@ those of the hardware; there is no clock.
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lepton_hw.checks import command_error, resolve
 from lepton_hw.commands import COMMAND_BYTES, SEMAPHORE_MAX, SEMAPHORES, End, Gemm, GemmFlag, Load, decode
-from lepton_hw.config import BLOCK, PAGE_BYTES, HardwareConfig
+from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS, block_beats, row_beats, unpack_weights
-from lepton_hw.numerics import F32, I8, I32, flush
+from lepton_hw.numerics import F32, I8, flush
 
 from ..errors import ConfigError, DeviceError
 from . import kernels
@@ -28,12 +27,6 @@ DEFAULT_MEMORY_BYTES = 1 << 30
 
 BUILD = "0" * 16
 """There is no design to hash: what the emulator does is defined by the release."""
-
-_CHUNK = 4 * BLOCK
-"""Reduction length whose sum of products float32 holds exactly: 4 * 32 * (8 * 128) * 128 = 2**24."""
-
-_MATRIX_ROWS = 16
-"""From so many rows on a matrix product in float32 is faster than one dot product at a time."""
 
 _MAX_PLANS = 8192
 
@@ -242,15 +235,21 @@ class Emulator:
         weights = step.weights
         if weights is None or not weights.valid:
             weights = step.weights = self._unpack(step)
-        words = command.rows * command.words
-        buffer = self._buffer[command.activation * size : (command.activation + words) * size]
-        rows = buffer.reshape(command.rows, command.words * size)
-        eighths = self._eighths[command.row : command.row + command.rows]
-        target = (weights.scale, weights.bias, step.scaled, step.biased, self._floats, self._words)
-        if command.rows < _MATRIX_ROWS:
-            kernels.gemm(rows, eighths, weights.mantissa, *target, step.output_offset // 4, size)
-        else:
-            kernels.store(_product(rows, weights.mantissa), eighths, *target, step.output_offset // 4, size)
+        kernels.gemm(
+            self._buffer,
+            command.activation * size,
+            command.rows,
+            self._eighths[command.row :],
+            weights.mantissa,
+            weights.scale,
+            weights.bias,
+            step.scaled,
+            step.biased,
+            self._floats,
+            self._words,
+            step.output_offset // 4,
+            size,
+        )
         self.invalidate(step.output_offset, step.output_bytes)
 
     def _unpack(self, step: _GemmStep) -> _Weights:
@@ -287,15 +286,6 @@ def _move(semaphores: list[int], mask: int, step: int) -> None:
             semaphores[i] += step
             if not 0 <= semaphores[i] <= SEMAPHORE_MAX:
                 raise _Stop(ErrorCode.SEMAPHORE)
-
-
-def _product(rows: NDArray[np.int16], weights: I8) -> I32:
-    """``rows`` [M, K] times ``weights`` [N, K], modulo 2**32: [M, N]."""
-    total = np.zeros((rows.shape[0], weights.shape[0]), np.int32)
-    for k in range(0, rows.shape[1], _CHUNK):
-        chunk = slice(k, k + _CHUNK)
-        total += (rows[:, chunk].astype(np.float32) @ weights[:, chunk].astype(np.float32).T).astype(np.int32)
-    return total
 
 
 class EmulatorDevice(Device):
