@@ -18,7 +18,7 @@ _ZERO = np.float32(0)
 TILE = 4
 """Rows and columns that a tile of products has, so that each operand is loaded once for so many products."""
 
-VECTOR = 64
+VECTOR = 32
 """Elements multiplied at a time; a compiler splits them for narrower machines."""
 
 
@@ -126,6 +126,7 @@ def gemm(
     whole = length // VECTOR * VECTOR
     products = np.empty(TILE * TILE, np.int32)
     for n in range(0, columns, TILE):
+        block = output + n // size * rows * size + n % size
         m = 0
         while m < rows:
             if m + TILE <= rows:
@@ -134,17 +135,17 @@ def gemm(
             else:
                 count = 1
                 _one_row(buffer, first + m * length, length, flat, n * length, length, whole, products)
-            for i in range(count * TILE):
-                row, column = m + i // TILE, n + i % TILE
-                accumulator = products[i]
-                for k in range(whole, length):
-                    x = np.int32(buffer[first + row * length + k])
-                    accumulator = np.int32(accumulator + x * np.int32(weights[column, k]))
-                position = output + (column // size * rows + row) * size + column % size
-                if scaled:
-                    memory_floats[position] = _scale(
-                        accumulator, eighths[row], column_scale[column], bias[column], biased
-                    )
-                else:
-                    memory_words[position] = accumulator
+            for i in range(count):
+                row = m + i
+                for j in range(TILE):
+                    accumulator = products[i * TILE + j]
+                    for k in range(whole, length):
+                        x = np.int32(buffer[first + row * length + k])
+                        accumulator = np.int32(accumulator + x * np.int32(weights[n + j, k]))
+                    position = block + row * size + j
+                    if scaled:
+                        y = _scale(accumulator, eighths[row], column_scale[n + j], bias[n + j], biased)
+                        memory_floats[position] = y
+                    else:
+                        memory_words[position] = accumulator
             m += count
