@@ -77,7 +77,7 @@ def explain(
         if json:
             print_json(report.to_dict())
         else:
-            Console().print(report)
+            print(report)
 
 
 def _obstacle(device: str) -> str | None:

@@ -78,9 +78,7 @@ class _Group:
         self.name = " + ".join(names)
         self.executor = executor
         self.length = layers[0].in_features
-        stops = np.cumsum([layer.out_features for layer in layers]).tolist()
-        self._slices = [slice(a, b) for a, b in zip([0, *stops], stops, strict=False)]
-        self._columns = stops[-1]
+        self._columns = [layer.out_features for layer in layers]
         self._pending = threading.local()
         bias = None
         if any(layer.bias is not None for layer in layers):
@@ -90,7 +88,7 @@ class _Group:
         self._handle = executor.load_linear(QuantizedWeights(mantissa, scale), bias)
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
-        if len(self._slices) == 1:
+        if len(self._columns) == 1:
             return self._compute(x)
         # An inference tensor has no version by which a change could be told: its values are compared instead.
         version = None if x.is_inference() else x._version
@@ -104,7 +102,7 @@ class _Group:
                 return result
         pending.clear()
         y = self._compute(x)
-        results = {i: y[..., columns].contiguous() for i, columns in enumerate(self._slices)}
+        results = {i: part.contiguous() for i, part in enumerate(y.split(self._columns, dim=-1))}
         result = results.pop(index)
         pending.update({**results, "key": x.clone() if version is None else x, "version": version})
         return result
@@ -119,15 +117,19 @@ class _Group:
             raise InputError(
                 f"module '{self.name}': its input must be float32, bfloat16 or float16, not {x.dtype}; convert it first"
             )
-        shape = (*x.shape[:-1], self._columns)
+        shape = (*x.shape[:-1], sum(self._columns))
         if x.numel() == 0:
             return x.new_empty(shape)
-        rows = x.detach().reshape(-1, self.length).to("cpu", torch.float32).contiguous()
+        rows = x.detach().reshape(-1, self.length)
+        foreign = not x.is_cpu or x.dtype is not torch.float32
+        if foreign:
+            rows = rows.to("cpu", torch.float32)
         try:
             y = self.executor.linear(self._handle, rows)
         except FormatError as error:
             raise FormatError(f"module '{self.name}': {error}") from error
-        return y.view(shape).to(x.device, x.dtype)
+        y = y.view(shape)
+        return y.to(x.device, x.dtype) if foreign else y
 
 
 def _bias(layer: QuantizedLinear) -> np.ndarray:

