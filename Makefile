@@ -13,7 +13,7 @@ JOBS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .PHONY: run test check docs slow clean
 .DEFAULT_GOAL := run
@@ -37,24 +37,26 @@ docs: $(VENV)/run.stamp
 
 # pyproject.toml and constraints.txt say what is installed; a change of either installs again.
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e .
-	touch $@
+	@echo "Installing Lepton and what it needs into $(VENV): about 1 GB, a few minutes"
+	@$(PIP) -e .
+	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[sim,synth,dev]"
-	touch $@ $(VENV)/run.stamp
+	@echo "Installing Lepton with everything its tests need into $(VENV): about 2 GB, a few minutes"
+	@$(PIP) -e ".[sim,synth,dev]"
+	@touch $@ $(VENV)/run.stamp
 
 # Icarus Verilog is a second opinion on small benches, which say so when they go without it.
 $(VENV)/icarus.stamp: | $(BIN)/python
-	command -v iverilog >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	@command -v iverilog >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 	  { apt-get -qq update && apt-get -qq install -y iverilog; } >/dev/null 2>&1 || \
 	  echo "note: iverilog could not be installed; its benches are skipped"
-	touch $@
+	@touch $@
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Lepton needs Python 3.11 or newer, but '$(PYTHON)' is older or missing; pass PYTHON=/path/to/python3"; exit 1; }
-	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); echo "no venv module: install it (Debian: python3-venv)"; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); echo "no venv module: install it (Debian: python3-venv)"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
