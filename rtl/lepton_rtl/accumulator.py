@@ -8,7 +8,7 @@ stage finds it; the accumulator memory is then free for the next block of column
 from collections.abc import Sequence
 
 import numpy as np
-from amaranth.hdl import Module, Signal, signed, unsigned
+from amaranth.hdl import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -23,7 +23,7 @@ class Accumulator(wiring.Component):
     """Accumulates one column.
 
     Latency: ``sums`` to a total in memory: :attr:`latency` cycles. Throughput: one sum a cycle; the same row
-    may come again after 3 cycles.
+    may come again after 4 cycles.
 
     Parameters
     ----------
@@ -35,9 +35,10 @@ class Accumulator(wiring.Component):
     -------
     sums : In(segments x signed(width))
     shifts : In(segments x 2); block shifts, aligned with ``sums``
-    read_row : In; row whose accumulator is to be added, :attr:`read_lead` cycles after its ``sums``
-    overwrite : In; the tile is the first of its reduction, aligned with the shifted sum
-    write_row, write, finish : In; where the total goes: accumulator row, or result memory if ``finish``
+    read_row : In; row whose accumulator is to be added, aligned with its ``sums``
+    overwrite : In; the tile is the first of its reduction, one cycle after its ``sums``
+    write_row, write, finish : In; where the total goes: accumulator row, or result memory if ``finish``;
+        :attr:`latency` cycles after its ``sums``
     result_write_row, result_read_row : In; addresses in the result memory
     result : Out(signed(32)); one cycle after ``result_read_row``
     """
@@ -62,20 +63,8 @@ class Accumulator(wiring.Component):
             }
         )
 
-    @property
-    def shift_latency(self) -> int:
-        """Cycles from ``sums`` to the shifted sum."""
-        return self._segments
-
-    @property
-    def read_lead(self) -> int:
-        """Cycles from ``sums`` to ``read_row``."""
-        return self.shift_latency - 1
-
-    @property
-    def latency(self) -> int:
-        """Cycles from ``sums`` to ``write``, when the total is in its register."""
-        return self.shift_latency + 1
+    latency = 3
+    """Cycles from ``sums`` to ``write``, when the total is in its register."""
 
     @staticmethod
     def model(sums: NDArray[np.int32], shifts: Sequence[int]) -> NDArray[np.int32]:
@@ -90,18 +79,15 @@ class Accumulator(wiring.Component):
             value = Signal(signed(self._width + MAX_SHIFT), name=f"shifted_{segment}", reset_less=True)
             m.d.sync += value.eq(self.sums[segment] << ~self.shifts[segment])
             shifted.append(value)
-        if self._segments == 1:
-            addend = shifted[0]
-        else:
-            addend = Signal(signed(self._width + MAX_SHIFT + 1), reset_less=True)
-            m.d.sync += addend.eq(shifted[0] + shifted[1])
+        addend = Signal(signed(self._width + MAX_SHIFT + self._segments - 1), reset_less=True)
+        m.d.sync += addend.eq(sum(shifted))
 
         m.submodules.accumulators = accumulators = Memory(shape=signed(ACCUMULATOR_BITS), depth=self._rows, init=[])
         write, read = accumulators.write_port(), accumulators.read_port()
         total = Signal(signed(ACCUMULATOR_BITS), reset_less=True)
-        addition = Signal(signed(ACCUMULATOR_BITS))
-        with m.If(~self.overwrite):
-            m.d.comb += addition.eq(read.data)
+        # A block memory is slow to answer: its data has a cycle of its own before the addition.
+        addition = Signal(signed(ACCUMULATOR_BITS), reset_less=True)
+        m.d.sync += addition.eq(Mux(self.overwrite, 0, read.data))
         m.d.comb += [
             read.addr.eq(self.read_row),
             write.addr.eq(self.write_row),

@@ -74,8 +74,7 @@ class SystolicArray(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from ``issue`` to ``written``."""
-        segments = self._config.array_size // self._chain_rows
-        return 2 + self._chain_rows + 1 + segments + 1
+        return 2 + self._chain_rows + 1 + Accumulator.latency
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -110,18 +109,17 @@ class SystolicArray(wiring.Component):
         shifts = delay(m, word.shift, chain_latency, "shift")
 
         # Rows are counted again where they arrive, which is cheaper than carrying their number along.
-        at_read = delay(m, at_sum, segments - 1, "issue_read", reset_less=False)
         row = Signal(range(self._config.accumulator_rows))
         next_row = Signal.like(row)
         read_row = Signal.like(row)
         m.d.comb += [next_row.eq(row + 1), read_row.eq(next_row)]
-        with m.If(at_read.first_row):
+        with m.If(at_sum.first_row):
             m.d.comb += read_row.eq(0)
-        with m.If(at_read.valid):
+        with m.If(at_sum.valid):
             m.d.sync += row.eq(read_row)
-        at_add = delay(m, at_read, 1, "issue_add", reset_less=False)
-        at_write = delay(m, at_add, 1, "issue_write", reset_less=False)
-        write_row = delay(m, row, 1, "write_row")
+        at_read_data = delay(m, at_sum, 1, "issue_read_data", reset_less=False)
+        at_write = delay(m, at_read_data, Accumulator.latency - 1, "issue_write", reset_less=False)
+        write_row = delay(m, row, Accumulator.latency - 1, "write_row")
         result_write_row = Signal.like(row)
         m.d.comb += self.written.eq(at_write.valid & at_write.last_tile)
         with m.If(self.written):
@@ -147,7 +145,7 @@ class SystolicArray(wiring.Component):
                     *(accumulator.sums[s].eq(chains[s].sums[i]) for s in range(segments)),
                     accumulator.shifts.eq(shifts),
                     accumulator.read_row.eq(read_row),
-                    accumulator.overwrite.eq(at_add.first_tile),
+                    accumulator.overwrite.eq(at_read_data.first_tile),
                     accumulator.write_row.eq(write_row),
                     accumulator.write.eq(at_write.valid),
                     accumulator.finish.eq(at_write.last_tile),

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from lepton_hw.checks import command_error
 from lepton_hw.commands import BASES, CHECK, COMMAND_BYTES, FIELDS, OFFSET_BITS, Field, GemmFlag, Opcode
-from lepton_hw.config import GROUP_WORDS, HardwareConfig
+from lepton_hw.config import GROUP_WORDS, MAX_REDUCTION, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 
@@ -38,7 +38,7 @@ _COMMAND_BITS = 8 * COMMAND_BYTES
 class Dispatcher(wiring.Component):
     """Commands in, jobs out, in list order.
 
-    A command takes ``64 / R`` beats and then 7 cycles, if every queue it needs has room.
+    A command takes ``64 / R`` beats and then 8 cycles, if every queue it needs has room.
 
     Members
     -------
@@ -118,13 +118,15 @@ class Dispatcher(wiring.Component):
         for target, bits in ((first, field(Opcode.GEMM, "weights")), (second, field(Opcode.GEMM, "output"))):
             base = self.bases[bits[56 : 56 + (BASES - 1).bit_length()]]
             m.d.sync += target.eq(base + bits[:OFFSET_BITS])
-        factor = Signal(COUNT_BITS + 7, reset_less=True)
+        # Wide enough for every valid command, and for one multiplier of any device.
+        factor = Signal(range(MAX_REDUCTION + 2 * PARAMETER_BEATS + 1), reset_less=True)
         count = Signal(COUNT_BITS, reset_less=True)
-        product = Signal(BEATS_BITS + 7, reset_less=True)
+        product = Signal(BEATS_BITS, reset_less=True)
         m.d.sync += product.eq(factor * count)
         row_words = Signal.like(product, reset_less=True)
         read_beats = Signal(BEATS_BITS, reset_less=True)
 
+        exhausted = Signal(reset_less=True)
         invalid = Signal(3, reset_less=True)
         aligned = first[: _log2(config.beat_bytes)] == 0
         both_aligned = aligned & (second[: _log2(config.beat_bytes)] == 0)
@@ -168,10 +170,13 @@ class Dispatcher(wiring.Component):
             with m.State("IDLE"):
                 m.d.sync += self.index.eq(0)
                 with m.If(self.start):
-                    m.next = "COLLECT"
+                    m.next = "NEXT"
+            with m.State("NEXT"):
+                m.d.sync += exhausted.eq(self.index == self.commands)
+                m.next = "COLLECT"
             with m.State("COLLECT"):
                 m.d.comb += buffer.o.ready.eq(1)
-                with m.If(self.index == self.commands):
+                with m.If(exhausted):
                     m.d.comb += buffer.o.ready.eq(0)
                     m.d.sync += fail(ErrorCode.NO_END)
                     m.next = "HALT"
@@ -222,7 +227,7 @@ class Dispatcher(wiring.Component):
                     m.d.comb += self.load.valid.eq(1)
                 with m.If(gemm_go | (self.load.valid & self.load.ready)):
                     m.d.sync += self.index.eq(self.index + 1)
-                    m.next = "COLLECT"
+                    m.next = "NEXT"
             with m.State("HALT"):
                 m.d.comb += self.busy.eq(0)
         return m

@@ -3,7 +3,7 @@
 A reader requests only what it has room for, so read data is never held back: RREADY is always high.
 """
 
-from amaranth.hdl import Const, Module, Mux, Signal
+from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -36,7 +36,7 @@ def window_layout(config: HardwareConfig) -> data.StructLayout:
 class BurstSplitter(wiring.Component):
     """Cuts transfers into bursts that keep inside a page, the window, and the reader's room.
 
-    Latency: two cycles to the first burst. Throughput: a burst every two cycles.
+    Latency: four cycles to the first burst. Throughput: a burst every four cycles.
 
     Parameters
     ----------
@@ -90,55 +90,61 @@ class BurstSplitter(wiring.Component):
         page_shift = (PAGE_BYTES - 1).bit_length()
         page_beats = PAGE_BYTES >> beat_shift
 
-        active = Signal()
         left = Signal(transfer_layout(self._config), reset_less=True)
         burst = Signal(burst_layout(self._config), reset_less=True)
-        offered = Signal()
+        capped = Signal(range(self._limit + 1), reset_less=True)
+        outside = Signal(reset_less=True)
+        sent = Signal()
 
-        page_left = Signal(range(page_beats + 1))
-        m.d.comb += page_left.eq(page_beats - left.address[beat_shift:page_shift])
-        capped = Signal(range(self._limit + 1))
-        beats = Signal(range(self._limit + 1))
-        m.d.comb += [
-            capped.eq(Mux(page_left < self._limit, page_left, self._limit)),
-            beats.eq(Mux(left.beats < capped, left.beats, capped)),
-        ]
-        page = left.address[page_shift:]
-        outside = (page < self.window.first) | (page >= self.window.end)
-
-        if self._room is None:
-            room_enough = Const(1)
-        else:
+        room_enough: Value = Const(1)
+        if self._room is not None:
             room = Signal(range(self._room + 1), init=self._room_at_reset)
-            sent = self.bursts.valid & self.bursts.ready
             m.d.sync += room.eq(room + self.release - Mux(sent, burst.beats, 0))
             room_enough = room >= burst.beats
 
-        m.d.comb += [
-            self.transfers.ready.eq(~active),
-            self.bursts.payload.eq(burst),
-            self.bursts.valid.eq(offered & room_enough & ~self.halt),
-            self.busy.eq(active | offered),
-        ]
-        with m.If(~active & self.transfers.valid):
-            m.d.sync += [left.eq(self.transfers.payload), active.eq(1)]
-        with m.If(active & ~offered & ~self.halt):
-            m.d.sync += [
-                burst.address.eq(left.address),
-                burst.beats.eq(beats),
-                burst.index.eq(left.index),
-                burst.last.eq(left.beats == beats),
-                offered.eq(~outside),
-            ]
-            with m.If(outside):
-                m.d.sync += [self.error.code.eq(ErrorCode.WINDOW), self.error.index.eq(left.index)]
-        with m.If(self.bursts.valid & self.bursts.ready):
-            m.d.sync += [
-                offered.eq(0),
-                left.address.eq(left.address + (burst.beats << beat_shift)),
-                left.beats.eq(left.beats - burst.beats),
-                active.eq(~burst.last),
-            ]
+        # A short step a cycle: a burst of many beats hides them, and none of them is long.
+        m.d.comb += [self.bursts.payload.eq(burst), self.busy.eq(1)]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [self.transfers.ready.eq(1), self.busy.eq(0)]
+                m.d.sync += left.eq(self.transfers.payload)
+                with m.If(self.transfers.valid):
+                    m.next = "CAP"
+            with m.State("CAP"):
+                page_left = page_beats - left.address[beat_shift:page_shift]
+                page = left.address[page_shift:]
+                m.d.sync += [
+                    capped.eq(Mux(page_left < self._limit, page_left, self._limit)),
+                    outside.eq((page < self.window.first) | (page >= self.window.end)),
+                ]
+                m.next = "SIZE"
+            with m.State("SIZE"):
+                fits = left.beats <= capped
+                m.d.sync += [
+                    burst.address.eq(left.address),
+                    burst.beats.eq(Mux(fits, left.beats, capped)),
+                    burst.index.eq(left.index),
+                    burst.last.eq(fits),
+                ]
+                m.next = "ROOM"
+                with m.If(outside):
+                    m.d.sync += [self.error.code.eq(ErrorCode.WINDOW), self.error.index.eq(left.index)]
+                    m.next = "REFUSE"
+            with m.State("ROOM"):
+                with m.If(room_enough & ~self.halt):
+                    m.next = "OFFER"
+            with m.State("OFFER"):
+                m.d.comb += [self.bursts.valid.eq(1), sent.eq(self.bursts.ready)]
+                with m.If(sent):
+                    m.d.sync += [
+                        left.address.eq(left.address + (burst.beats << beat_shift)),
+                        left.beats.eq(left.beats - burst.beats),
+                    ]
+                    m.next = "CAP"
+                    with m.If(burst.last):
+                        m.next = "IDLE"
+            with m.State("REFUSE"):
+                pass
         return m
 
 

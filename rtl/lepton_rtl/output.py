@@ -142,6 +142,9 @@ class OutputStage(wiring.Component):
 
         available = Signal(range(self._config.accumulator_rows + 1))
         room = Signal(range(STORE_BEATS + 1), init=STORE_BEATS)
+        # Known a cycle ahead, so that counting does not delay the decision.
+        is_available = Signal()
+        has_room = Signal(init=1)
         in_flight = Signal(range(STORE_BEATS + 1))
         running = Signal()
         enter = Signal()
@@ -155,7 +158,7 @@ class OutputStage(wiring.Component):
         last_beat = beat == PARAMETER_BEATS - 1
         block_end = Signal()
         m.d.comb += [
-            enter.eq(running & available.any() & room.any()),
+            enter.eq(running & is_available & has_room),
             self.popped.eq(enter & last_beat),
             block_end.eq(self.popped & last_row),
             tag.slot.eq(slot),
@@ -164,6 +167,8 @@ class OutputStage(wiring.Component):
         m.d.sync += [
             available.eq(available + self.written - self.popped),
             room.eq(room + self.stored - enter),
+            is_available.eq((available > 1) | self.written | ((available == 1) & ~self.popped)),
+            has_room.eq((room > 1) | self.stored | ((room == 1) & ~enter)),
             in_flight.eq(in_flight + enter - self.beats.valid),
             self.signal.eq(0),
         ]

@@ -22,7 +22,7 @@ class Semaphores(wiring.Component):
     -------
     signals : In(SIGNAL_LAYOUT).array(givers)
     waits : In(WAIT_LAYOUT).array(takers); held until granted
-    grants : Out(takers); the request is met in this cycle
+    grants : Out(takers); the request is met in this cycle, at the earliest the one after it was made
     counts : Out(8 x 4 bits)
     oldest : Out(INDEX_BITS), waiting : Out(1); the oldest command that waits, one cycle late
     error : Out(ERROR_LAYOUT); SEMAPHORE, a counter has overflowed, held
@@ -64,11 +64,13 @@ class Semaphores(wiring.Component):
         nonzero = Signal(SEMAPHORES)
         m.d.comb += [nonzero[i].eq(self.counts[i].any()) for i in range(SEMAPHORES)]
 
-        taken = Signal(MASK_BITS)
-        served = Signal(self._takers)
+        # A grant is decided in one cycle and given in the next, so none is decided while one is given.
+        possible = Signal(self._takers)
         for i, wait in enumerate(self.waits):
-            possible = wait.request & ((wait.mask & ~nonzero) == 0)
-            m.d.comb += [served[i].eq(possible), self.grants[i].eq(possible & ~served[:i].any())]
+            m.d.comb += possible[i].eq(wait.request & ((wait.mask & ~nonzero) == 0))
+            m.d.sync += self.grants[i].eq(possible[i] & ~possible[:i].any() & ~self.grants.any())
+        taken = Signal(MASK_BITS)
+        for i, wait in enumerate(self.waits):
             with m.If(self.grants[i]):
                 m.d.comb += taken.eq(wait.mask)
 

@@ -71,17 +71,19 @@ class Sequencer(wiring.Component):
         running = Signal()
         first_row = Signal(reset_less=True)
         first_tile = Signal(reset_less=True)
-        last_row = rows_left == 1
-        last_tile = words_left == 1
+        # What a row is the last of is known when the row before is issued, so no comparison delays the issue.
+        one_row, last_row = Signal(reset_less=True), Signal(reset_less=True)
+        one_tile, last_tile = Signal(reset_less=True), Signal(reset_less=True)
         address = Signal(range(self._config.activation_words), reset_less=True)
         tile_address = Signal.like(address, reset_less=True)
 
         room = Signal(range(self._config.accumulator_rows + 1), init=self._config.accumulator_rows)
+        room_left = Signal(init=1)
         has_room = Signal()
         issue = Signal()
         weights_ready = ~first_row | self.loaded
         m.d.comb += [
-            has_room.eq(~last_tile | room.any()),
+            has_room.eq(~last_tile | room_left),
             issue.eq(running & weights_ready & has_room),
             self.issue.valid.eq(issue),
             self.issue.first_row.eq(first_row),
@@ -98,7 +100,10 @@ class Sequencer(wiring.Component):
             self.busy.eq(running | self.jobs.valid),
             self.jobs.ready.eq(self.grant),
         ]
-        m.d.sync += room.eq(room + self.popped - (issue & last_tile))
+        m.d.sync += [
+            room.eq(room + self.popped - (issue & last_tile)),
+            room_left.eq((room > 1) | self.popped | ((room == 1) & ~(issue & last_tile))),
+        ]
 
         with m.If(self.grant):
             m.d.sync += [
@@ -113,10 +118,15 @@ class Sequencer(wiring.Component):
                 tile_address.eq(job.activation),
                 first_row.eq(1),
                 first_tile.eq(1),
+                one_row.eq(job.rows == 1),
+                last_row.eq(job.rows == 1),
+                one_tile.eq(job.words == 1),
+                last_tile.eq(job.words == 1),
             ]
         with m.If(issue):
             m.d.sync += [
                 first_row.eq(last_row),
+                last_row.eq(Mux(last_row, one_row, rows_left == 2)),
                 rows_left.eq(Mux(last_row, rows, rows_left - 1)),
                 address.eq(address + words),
             ]
@@ -126,6 +136,7 @@ class Sequencer(wiring.Component):
                     tile_address.eq(tile_address + 1),
                     words_left.eq(words_left - 1),
                     first_tile.eq(0),
+                    last_tile.eq(words_left == 2),
                 ]
                 with m.If(last_tile):
                     m.d.sync += [
@@ -133,6 +144,7 @@ class Sequencer(wiring.Component):
                         tile_address.eq(activation),
                         words_left.eq(words),
                         first_tile.eq(1),
+                        last_tile.eq(one_tile),
                         blocks_left.eq(blocks_left - 1),
                         running.eq(blocks_left != 1),
                     ]

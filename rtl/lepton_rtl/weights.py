@@ -19,7 +19,7 @@ class WeightLoader(wiring.Component):
     A tile's first beat goes to the array in the cycle in which the first row of the tile before is issued
     (``take``), so with one activation row a beat is taken in every cycle.
 
-    Throughput: a beat a cycle; no cycle between jobs.
+    Throughput: a beat a cycle; one cycle between jobs.
 
     Members
     -------
@@ -69,12 +69,22 @@ class WeightLoader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         size = self._config.array_size
-        job = self.jobs.payload
-        words_done = Signal(COUNT_BITS)
-        blocks_done = Signal(COUNT_BITS)
-        last_word = Signal()
-        last_block = Signal()
-        m.d.comb += [last_word.eq(words_done + 1 == job.words), last_block.eq(blocks_done + 1 == job.blocks)]
+        job = Signal(LOADER_LAYOUT, reset_less=True)
+        running = Signal()
+        words_left = Signal(COUNT_BITS, reset_less=True)
+        blocks_left = Signal(COUNT_BITS, reset_less=True)
+        # A tile is many beats, so these comparisons may be a cycle late.
+        last_word = Signal(reset_less=True)
+        last_block = Signal(reset_less=True)
+        m.d.sync += [last_word.eq(words_left == 1), last_block.eq(blocks_left == 1)]
+        m.d.comb += self.jobs.ready.eq(~running)
+        with m.If(self.jobs.valid & ~running):
+            m.d.sync += [
+                job.eq(self.jobs.payload),
+                running.eq(1),
+                words_left.eq(self.jobs.payload.words),
+                blocks_left.eq(self.jobs.payload.blocks),
+            ]
 
         slot = Signal(range(PARAMETER_SLOTS))
         slots_free = Signal(range(PARAMETER_SLOTS + 1), init=PARAMETER_SLOTS)
@@ -88,8 +98,8 @@ class WeightLoader(wiring.Component):
         tiles = in_tiles | ~job.scaled
         accept = Signal()
         m.d.comb += [
-            self.busy.eq(self.jobs.valid | self.loaded | row.any()),
-            accept.eq(self.jobs.valid & self.beats.valid & Mux(tiles, ~self.loaded | self.take, slots_free.any())),
+            self.busy.eq(self.jobs.valid | running | self.loaded),
+            accept.eq(running & self.beats.valid & Mux(tiles, ~self.loaded | self.take, slots_free.any())),
             self.beats.ready.eq(accept),
             self.tile_valid.eq(accept & tiles),
             self.tile_row.eq(row),
@@ -101,12 +111,11 @@ class WeightLoader(wiring.Component):
         with m.If(self.tile_valid):
             m.d.sync += row.eq(row + 1)
             with m.If(row == size - 1):
-                m.d.sync += [self.loaded.eq(1), words_done.eq(words_done + 1)]
+                m.d.sync += [self.loaded.eq(1), words_left.eq(words_left - 1)]
                 with m.If(last_word):
-                    m.d.sync += [words_done.eq(0), blocks_done.eq(blocks_done + 1), in_tiles.eq(0)]
+                    m.d.sync += [words_left.eq(job.words), blocks_left.eq(blocks_left - 1), in_tiles.eq(0)]
                     with m.If(last_block):
-                        m.d.sync += blocks_done.eq(0)
-                        m.d.comb += self.jobs.ready.eq(1)
+                        m.d.sync += running.eq(0)
         with m.If(self.parameter_valid.any()):
             m.d.sync += parameter.eq(parameter + 1)
             with m.If(parameter == PARAMETER_BEATS - 1):
