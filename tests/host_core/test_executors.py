@@ -83,6 +83,15 @@ def test_extreme_values(executor):
         same_bits(executor.linear(executor.load_linear(weights, values), x), expected)
 
 
+def test_subnormal_sum_is_zero(executor):
+    tiny = np.finfo(np.float32).tiny
+    weights = QuantizedWeights(np.ones((1, 1), np.int8), np.array([1.5 * tiny], np.float32))
+    bias = np.array([-tiny], np.float32)
+    y = executor.linear(executor.load_linear(weights, bias), torch.ones(1, 1))
+    same_bits(y, np.zeros((1, 1), np.float32))
+    same_bits(y, numerics.linear(np.ones((1, 1), np.float32), weights, bias))
+
+
 @pytest.mark.parametrize("length", [576, 16384])
 def test_largest_accumulators(executor, length):
     weights = QuantizedWeights(np.full((3, length), -127, np.int8), np.ones(3, np.float32))
