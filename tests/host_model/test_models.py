@@ -106,8 +106,8 @@ def test_refresh_builds_again() -> None:
 def test_unknown_model() -> None:
     with pytest.raises(
         UnknownModelError,
-        match=r"^model 'nonsense': must be smollm2-135m, minilm-l6-v2, a Hugging Face folder or a .gguf file, but is none "
-        r"of these; see `lepton models list`$",
+        match=r"^model 'nonsense': must be smollm2-135m, minilm-l6-v2, a Hugging Face folder or a .gguf file, but is "
+        r"none of these; see `lepton models list`$",
     ):
         resolve("nonsense")
 

@@ -133,8 +133,8 @@ def test_damaged_weights(folder: Path, spoil: Callable[[Path], None]) -> None:
     spoil(folder / "model.safetensors")
     with pytest.raises(
         SourceError,
-        match=r"(?s)^model folder '.*': must hold a whole model that transformers reads, but reading it failed: .*; fetch "
-        r"or save it again \(a registered model: `lepton models pull --refresh`\)$",
+        match=r"(?s)^model folder '.*': must hold a whole model that transformers reads, but reading it failed: .*; "
+        r"fetch or save it again \(a registered model: `lepton models pull --refresh`\)$",
     ):
         lai.load_model(folder, "cpu")
 

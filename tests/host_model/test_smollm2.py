@@ -5,7 +5,6 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-import torch
 
 import lepton.ai as lai
 from lepton.evaluate import perplexity

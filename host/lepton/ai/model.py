@@ -236,5 +236,7 @@ class _StopOn(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self._event = event
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+    def __call__(  # type: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Tensor, scores: Tensor, **kwargs: Any
+    ) -> Tensor:
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)

@@ -26,7 +26,6 @@ METHOD = "lepton"
 """Name of the quantization method in a model's config.json."""
 
 
-@register_quantization_config(METHOD)
 class LeptonConfig(QuantizationConfigMixin):
     """How to offload a model.
 
@@ -55,7 +54,7 @@ class LeptonConfig(QuantizationConfigMixin):
     ) -> None:
         if quant_method != METHOD:
             raise InputError(f"LeptonConfig: quant_method must be '{METHOD}', not '{quant_method}'; leave it out")
-        self.quant_method = quant_method  # type: ignore[assignment]
+        self.quant_method = quant_method  # type: ignore[reportAttributeAccessIssue]
         self.device = device
         self.config = get_config(config).name
         self.skip = list(skip)
@@ -63,7 +62,6 @@ class LeptonConfig(QuantizationConfigMixin):
         self.modules = list(modules)
 
 
-@register_quantizer(METHOD)
 class LeptonQuantizer(HfQuantizer):
     """Hooks of ``from_pretrained`` and ``save_pretrained``."""
 
@@ -71,7 +69,7 @@ class LeptonQuantizer(HfQuantizer):
     quantization_config: LeptonConfig  # type: ignore[reportIncompatibleVariableOverride]
     is_trainable = False  # type: ignore[reportAssignmentType]
 
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # type: ignore[reportIncompatibleMethodOverride]
         """Saving is supported."""
         return True
 
@@ -96,6 +94,11 @@ class LeptonQuantizer(HfQuantizer):
         if settings.device != "cpu":
             quantize_(model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict)
         return model
+
+
+# As statements: the decorators would hide the types of the classes.
+register_quantization_config(METHOD)(LeptonConfig)
+register_quantizer(METHOD)(LeptonQuantizer)
 
 
 def quantize_(
