@@ -15,19 +15,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: run test check docs slow clean
+.PHONY: run test check pytest docs slow clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/run.stamp
 	$(BIN)/lepton run $(MODEL) "$(PROMPT)" --device $(DEVICE) --max-new-tokens $(TOKENS)
 
-test: check $(VENV)/icarus.stamp
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+test: check pytest
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+pytest: $(VENV)/test.stamp $(VENV)/icarus.stamp
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 slow: $(VENV)/test.stamp
 	$(BIN)/pytest -m slow
