@@ -45,19 +45,22 @@ class Semaphores(wiring.Component):
 
     @staticmethod
     def model(
-        counts: Sequence[int], signals: Sequence[int], waits: Sequence[int | None]
-    ) -> tuple[int, list[int], bool]:
-        """One cycle: grants, the counts after it, and whether one has overflowed.
+        counts: Sequence[int], grants: int, signals: Sequence[int], waits: Sequence[int | None]
+    ) -> tuple[list[int], int, bool]:
+        """One cycle: counts and grants of the next one, and whether a count has overflowed.
 
         ``signals`` are the masks given, ``waits`` the masks waited for, None without a request.
         """
-        grants = taken = 0
+        taken, following = 0, 0
         for taker, mask in enumerate(waits):
-            if mask is not None and all(counts[i] for i in range(SEMAPHORES) if mask >> i & 1):
-                grants, taken = 1 << taker, mask
-                break
+            if mask is None:
+                continue
+            if grants >> taker & 1:
+                taken = mask
+            elif not grants and not following and all(counts[i] for i in range(SEMAPHORES) if mask >> i & 1):
+                following = 1 << taker
         after = [counts[i] + sum(mask >> i & 1 for mask in signals) - (taken >> i & 1) for i in range(SEMAPHORES)]
-        return grants, [n % (SEMAPHORE_MAX + 1) for n in after], any(n > SEMAPHORE_MAX for n in after)
+        return [n % (SEMAPHORE_MAX + 1) for n in after], following, any(n > SEMAPHORE_MAX for n in after)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
