@@ -40,6 +40,6 @@ class ErrorCode(IntEnum):
     WRITE = 6
     """The memory answered a write with an AXI error response."""
     NO_END = 7
-    """The list ended without an END command."""
+    """The list ended without an END command; the index is the number of commands."""
     SEMAPHORE = 8
     """A semaphore was signalled beyond its maximum, or waited for with nothing left to signal it."""

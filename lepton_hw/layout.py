@@ -5,8 +5,9 @@ R is :attr:`~lepton_hw.config.HardwareConfig.array_size`, a *word* is R mantissa
 are padded with zeros to a multiple of R.
 
 - **Activation rows.** Row after row; a row is groups of one header beat and up to 64 words. Header: bytes 0
-  to 3 the row's ``scale / 8`` as float32, from byte 4 on the 2-bit shifts of the group's blocks, the first
-  in the lowest bits. A word shorter than a block (R < 32) belongs to block ``word * R // 32``.
+  to 3 the row's ``scale / 8`` as float32 (in the row's first header), from byte 4 on the 2-bit shifts of the
+  group's blocks, the first in the lowest bits. A word shorter than a block (R < 32) belongs to block
+  ``word * R // 32``.
 - **Weight stream.** Block after block of R output columns. A block is its R column scales (float32, 4
   beats, only with FLOAT), its R biases (float32, 4 beats, only with BIAS), then ``words`` tiles of R beats:
   beat k of tile t holds the weights of reduction index ``t * R + k`` for the R columns.
