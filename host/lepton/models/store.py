@@ -153,23 +153,23 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _check_gguf(path)
-    with progress_bars() as progress:
-        progress.add_task(f"Converting {path.name} (once)", total=None)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        except Exception as error:  # transformers and gguf raise many kinds
-            raise SourceError(
-                f"model '{path}': must be a GGUF model that transformers reads, but reading it failed: {error}; "
-                f"see its list of supported architectures"
-            ) from error
-        # The weights are plain float32 now: without these marks save_pretrained writes them as such.
-        for name in ("quantization_config", "_is_quantized"):
-            if hasattr(model.config, name):
-                delattr(model.config, name)
-        vars(model).update(is_quantized=False, hf_quantizer=None)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    # transformers draws progress bars of its own.
+    _console.print(f"Converting {path.name} (once) …", highlight=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except Exception as error:  # transformers and gguf raise many kinds
+        raise SourceError(
+            f"model '{path}': must be a GGUF model that transformers reads, but reading it failed: {error}; "
+            f"see its list of supported architectures"
+        ) from error
+    # The weights are plain float32 now: without these marks save_pretrained writes them as such.
+    for name in ("quantization_config", "_is_quantized"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    vars(model).update(is_quantized=False, hf_quantizer=None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _check_gguf(path: Path) -> None:

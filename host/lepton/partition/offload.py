@@ -79,7 +79,7 @@ def offload(
 
     replacements: dict[nn.Module, nn.Module] = {}
     with progress_bars() as progress:
-        for group in progress.track(groups, description="Loading weights"):
+        for group in progress.track(groups, description=f"Moving layers to {executor.name}"):
             layers = [quantize(name, linears[name]) for name in group]
             place(group, layers, executor)
             replacements.update((linears[name], layer) for name, layer in zip(group, layers, strict=True))
