@@ -9,27 +9,18 @@ registers have no reset. A value is a 32-bit pattern.
 """
 
 import numpy as np
-from amaranth import Cat, Const, Module, Mux, Signal, Value, ValueLike, signed
+from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lepton_hw import numerics
 from lepton_hw.numerics import F32, I32
 
+from .delay import delay
+
 _INFINITY = 0xFF << 23
 _NAN = int(np.float32(np.nan).view(np.uint32))
 _SMALLEST_NORMAL = 1 << 23
-
-
-def _register(m: Module, value: ValueLike, name: str, stages: int = 1) -> Signal:
-    """``value`` after ``stages`` registers without reset."""
-    value = Value.cast(value)
-    for stage in range(stages):
-        q = Signal(value.shape(), name=f"{name}_{stage}" if stages > 1 else name, reset_less=True)
-        m.d.sync += q.eq(value)
-        value = q
-    assert isinstance(value, Signal)
-    return value
 
 
 def _shift_left_out_zeros(value: Value, count: Value, step: int) -> tuple[Value, Value]:
@@ -65,27 +56,27 @@ class IntToFloat(wiring.Component):
 
         negative = self.x[31]
         # -2**31 stays 2**31 when its 32 bits are read as unsigned.
-        magnitude = _register(m, ((self.x.as_unsigned() ^ negative.replicate(32)) + negative)[:32], "magnitude")
-        sign = _register(m, negative, "sign", 4)
+        magnitude = delay(m, ((self.x.as_unsigned() ^ negative.replicate(32)) + negative)[:32], 1, "magnitude")
+        sign = delay(m, negative, 5, "sign")
 
         value, zeros = magnitude, Const(0, 0)
         for step in (16, 8):
             value, zeros = _shift_left_out_zeros(value, zeros, step)
-        coarse, coarse_zeros = _register(m, value, "coarse"), _register(m, zeros, "coarse_zeros")
+        coarse, coarse_zeros = delay(m, value, 1, "coarse"), delay(m, zeros, 1, "coarse_zeros")
         value, zeros = coarse, coarse_zeros
         for step in (4, 2, 1):
             value, zeros = _shift_left_out_zeros(value, zeros, step)
-        normal, normal_zeros = _register(m, value, "normal"), _register(m, zeros, "normal_zeros")
+        normal, normal_zeros = delay(m, value, 1, "normal"), delay(m, zeros, 1, "normal_zeros")
 
         # Bit 31 is the hidden one; bits 8..30 the fraction, bits 0..7 decide the rounding.
         up = normal[7] & (normal[8] | normal[:7].any())
         exponent = Mux(normal[31], 127 + 31 - normal_zeros, 0)[:8]
-        truncated = _register(m, Cat(normal[8:31], exponent), "truncated")
-        round_up = _register(m, up, "round_up")
+        truncated = delay(m, Cat(normal[8:31], exponent), 1, "truncated")
+        round_up = delay(m, up, 1, "round_up")
 
         # A carry out of the fraction leaves it zero and increments the exponent, which is the rounded number.
-        rounded = _register(m, (truncated + round_up)[:31], "rounded")
-        m.d.comb += self.y.eq(Cat(rounded, _register(m, sign, "sign_out")))
+        rounded = delay(m, (truncated + round_up)[:31], 1, "rounded")
+        m.d.comb += self.y.eq(Cat(rounded, sign))
         return m
 
 
@@ -118,34 +109,32 @@ class FloatMultiply(wiring.Component):
         m = Module()
         low_bits = 17  # the unsigned operand width of an 18-bit signed multiplier input
 
-        # Unpack. A zero or subnormal exponent clears the hidden bit, and `zero` the result.
-        exponents, significands, zeros, maxima, fractions = [], [], [], [], []
-        for name, operand in (("a", self.a), ("b", self.b)):
-            fraction, exponent = operand[:23], operand[23:31]
-            exponents.append(_register(m, exponent, f"{name}_exponent"))
-            significands.append(_register(m, Cat(fraction, exponent.any()), f"{name}_significand"))
-            zeros.append(_register(m, ~exponent.any(), f"{name}_zero"))
-            maxima.append(_register(m, exponent.all(), f"{name}_maximum"))
-            fractions.append(_register(m, fraction.any(), f"{name}_fraction"))
-        sign = _register(m, self.a[31] ^ self.b[31], "sign", 5)
+        # Unpack: little logic, as operands may come straight from a memory. A zero or subnormal operand has its
+        # hidden bit cleared.
+        operands = (("a", self.a), ("b", self.b))
+        exponents = [delay(m, x[23:31], 1, f"{name}_exponent") for name, x in operands]
+        a, b = [delay(m, Cat(x[:23], x[23:31].any()), 1, f"{name}_significand") for name, x in operands]
+        sign = delay(m, self.a[31] ^ self.b[31], 5, "sign")
 
-        # Partial products.
-        a, b = significands
-        low = _register(m, a * b[:low_bits], "low")
-        high = _register(m, a * b[low_bits:], "high")
-        exponent_sum = _register(m, exponents[0] + exponents[1], "exponent_sum")
-        is_nan = (
-            (maxima[0] & fractions[0]) | (maxima[1] & fractions[1]) | (maxima[0] & zeros[1]) | (maxima[1] & zeros[0])
-        )
-        nan = _register(m, is_nan, "nan", 4)
-        infinity = _register(m, maxima[0] | maxima[1], "infinity", 4)
-        zero = _register(m, zeros[0] | zeros[1], "zero", 4)
+        # Partial products, and what the operands are.
+        low = delay(m, a * b[:low_bits], 1, "low")
+        high = delay(m, a * b[low_bits:], 1, "high")
+        exponent_sum = delay(m, exponents[0] + exponents[1], 1, "exponent_sum")
+        a_maximum, b_maximum = [
+            delay(m, exponent.all(), 1, f"{name}_maximum") for exponent, name in zip(exponents, "ab", strict=True)
+        ]
+        a_fraction, b_fraction = [delay(m, x[:23].any(), 1, f"{name}_fraction") for x, name in ((a, "a"), (b, "b"))]
+        a_zero, b_zero = [delay(m, ~x[23], 1, f"{name}_zero") for x, name in ((a, "a"), (b, "b"))]
+        is_nan = (a_maximum & (a_fraction | b_zero)) | (b_maximum & (b_fraction | a_zero))
+        nan = delay(m, is_nan, 3, "nan")
+        infinity = delay(m, a_maximum | b_maximum, 3, "infinity")
+        zero = delay(m, a_zero | b_zero, 3, "zero")
 
         # Their sum: 48 bits, of which the lowest 16 only matter as "any".
-        product = _register(m, (low[low_bits:] + high)[: 48 - low_bits], "product")
-        sticky = _register(m, low[: low_bits - 1].any(), "sticky")
-        last = _register(m, low[low_bits - 1], "last")
-        biased = _register(m, exponent_sum - 127, "biased")  # of a significand in [1, 2)
+        product = delay(m, (low[low_bits:] + high)[: 48 - low_bits], 1, "product")
+        sticky = delay(m, low[: low_bits - 1].any(), 1, "sticky")
+        last = delay(m, low[low_bits - 1], 1, "last")
+        biased = delay(m, exponent_sum - 127, 1, "biased")  # of a significand in [1, 2)
 
         # Normalize: the significands' product lies in [1, 4).
         wide = Cat(last, product)  # bits 16..47 of the product
@@ -153,12 +142,12 @@ class FloatMultiply(wiring.Component):
         aligned = Mux(carry, wide, Cat(Const(0, 1), wide[:31]))  # hidden bit 31, fraction 8..30, rounding 0..7
         below = Mux(carry, wide[:7].any(), wide[:6].any()) | sticky
         fraction = aligned[8:31]
-        truncated = _register(m, Cat(fraction, (biased + carry)[:10]).as_signed(), "truncated")
-        round_up = _register(m, aligned[7] & (aligned[8] | below), "round_up")
+        truncated = delay(m, Cat(fraction, (biased + carry)[:10]).as_signed(), 1, "truncated")
+        round_up = delay(m, aligned[7] & (aligned[8] | below), 1, "round_up")
 
         # Round. All ones just below the smallest normal number rounds up to it in gradual underflow, whatever follows.
-        rounded = _register(m, (truncated + round_up)[:33].as_signed(), "rounded")
-        smallest = _register(m, (truncated[23:] == 0) & truncated[:23].all(), "smallest")
+        rounded = delay(m, (truncated + round_up)[:33].as_signed(), 1, "rounded")
+        smallest = delay(m, (truncated[23:] == 0) & truncated[:23].all(), 1, "smallest")
 
         # Pack.
         exponent = rounded[23:].as_signed()
@@ -173,7 +162,7 @@ class FloatMultiply(wiring.Component):
             m.d.comb += magnitude.eq(_SMALLEST_NORMAL)
         with m.Else():
             m.d.comb += magnitude.eq(rounded[:31])
-        m.d.comb += self.y.eq(_register(m, Cat(magnitude, sign & ~nan), "packed"))
+        m.d.comb += self.y.eq(delay(m, Cat(magnitude, sign & ~nan), 1, "packed"))
         return m
 
 
@@ -204,21 +193,21 @@ class FloatAdd(wiring.Component):
         m = Module()
 
         # Compare magnitudes.
-        a, b = _register(m, self.a, "a"), _register(m, self.b, "b")
-        swap = _register(m, self.a[:31] < self.b[:31], "swap")
+        a, b = delay(m, self.a, 1, "a"), delay(m, self.b, 1, "b")
+        swap = delay(m, self.a[:31] < self.b[:31], 1, "swap")
 
         # Swap, so that the larger magnitude decides sign, exponent and special values.
         large_next, small_next = Mux(swap, b, a), Mux(swap, a, b)
-        large, small = _register(m, large_next, "large"), _register(m, small_next, "small")
-        distance = _register(m, (large_next[23:31] - small_next[23:31])[:8], "distance")
+        large, small = delay(m, large_next, 1, "large"), delay(m, small_next, 1, "small")
+        distance = delay(m, (large_next[23:31] - small_next[23:31])[:8], 1, "distance")
         large_significand = Cat(large[:23], Const(1, 1)) & large[23:31].any().replicate(24)
         small_significand = Cat(small[:23], Const(1, 1)) & small[23:31].any().replicate(24)
         differ = large[31] ^ small[31]
         maximum = large[23:31].all()
-        sign = _register(m, large[31], "sign", 7)
-        zero_sign = _register(m, large[31] & small[31], "zero_sign", 7)
-        nan = _register(m, maximum & (large[:23].any() | (differ & small[23:31].all())), "nan", 7)
-        infinity = _register(m, maximum, "infinity", 7)
+        sign = delay(m, large[31], 7, "sign")
+        zero_sign = delay(m, large[31] & small[31], 7, "zero_sign")
+        nan = delay(m, maximum & (large[:23].any() | (differ & small[23:31].all())), 7, "nan")
+        infinity = delay(m, maximum, 7, "infinity")
 
         # Align: 24 bits, two more and a sticky bit below. From 26 places on only the sticky bit is left.
         def align(value: Value, sticky: Value, amount: Value, step: int) -> tuple[Value, Value]:
@@ -229,42 +218,42 @@ class FloatAdd(wiring.Component):
         value, sticky = Cat(Const(0, 2), small_significand), Const(0, 1)
         for bit in (4, 3):
             value, sticky = align(value, sticky, distance[bit], 1 << bit)
-        coarse = _register(m, Mux(far, 0, value), "coarse")
-        coarse_sticky = _register(m, Mux(far, small[23:31].any(), sticky), "coarse_sticky")
-        fine_distance = _register(m, distance[:3], "fine_distance")
-        augend = _register(m, large_significand, "augend", 2)
-        subtract = _register(m, differ, "subtract", 2)
-        exponent = _register(m, large[23:31], "exponent", 4)
+        coarse = delay(m, Mux(far, 0, value), 1, "coarse")
+        coarse_sticky = delay(m, Mux(far, small[23:31].any(), sticky), 1, "coarse_sticky")
+        fine_distance = delay(m, distance[:3], 1, "fine_distance")
+        augend = delay(m, large_significand, 2, "augend")
+        subtract = delay(m, differ, 2, "subtract")
+        exponent = delay(m, large[23:31], 4, "exponent")
 
         value, sticky = coarse, coarse_sticky
         for bit in (2, 1, 0):
             value, sticky = align(value, sticky, fine_distance[bit], 1 << bit)
-        addend = _register(m, Cat(sticky, value), "addend")
+        addend = delay(m, Cat(sticky, value), 1, "addend")
 
         # Add or subtract: 28 bits with the carry.
         left = Cat(Const(0, 3), augend)
-        total = _register(m, Mux(subtract, left - addend, left + addend)[:28], "total")
+        total = delay(m, Mux(subtract, left - addend, left + addend)[:28], 1, "total")
 
         # Normalize.
         value, zeros = total, Const(0, 0)
         for step in (16, 8):
             value, zeros = _shift_left_out_zeros(value, zeros, step)
-        high, high_zeros = _register(m, value, "high"), _register(m, zeros, "high_zeros")
+        high, high_zeros = delay(m, value, 1, "high"), delay(m, zeros, 1, "high_zeros")
         value, zeros = high, high_zeros
         for step in (4, 2, 1):
             value, zeros = _shift_left_out_zeros(value, zeros, step)
-        normal, normal_zeros = _register(m, value, "normal"), _register(m, zeros, "normal_zeros")
-        normal_exponent = _register(m, exponent + 1, "normal_exponent", 1)
+        normal, normal_zeros = delay(m, value, 1, "normal"), delay(m, zeros, 1, "normal_zeros")
+        normal_exponent = delay(m, exponent + 1, 1, "normal_exponent")
 
         # Bit 27 is the hidden one; bits 4..26 the fraction, bits 0..3 decide the rounding.
         up = normal[3] & (normal[4] | normal[:3].any())
         biased = (normal_exponent - normal_zeros)[:10]
-        truncated = _register(m, Cat(normal[4:27], biased).as_signed(), "truncated")
-        round_up = _register(m, up, "round_up")
-        zero = _register(m, ~normal[27], "zero", 2)
+        truncated = delay(m, Cat(normal[4:27], biased).as_signed(), 1, "truncated")
+        round_up = delay(m, up, 1, "round_up")
+        zero = delay(m, ~normal[27], 2, "zero")
 
         # Round. A sum below the smallest normal number is exact: it needs no rounding, only flushing.
-        rounded = _register(m, (truncated + round_up)[:33].as_signed(), "rounded")
+        rounded = delay(m, (truncated + round_up)[:33].as_signed(), 1, "rounded")
 
         # Pack.
         result_exponent = rounded[23:].as_signed()
@@ -280,5 +269,5 @@ class FloatAdd(wiring.Component):
             m.d.comb += magnitude.eq(0)
         with m.Else():
             m.d.comb += magnitude.eq(rounded[:31])
-        m.d.comb += self.y.eq(_register(m, Cat(magnitude, result_sign), "packed"))
+        m.d.comb += self.y.eq(delay(m, Cat(magnitude, result_sign), 1, "packed"))
         return m
