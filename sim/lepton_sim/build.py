@@ -42,7 +42,7 @@ VERILATOR_FLAGS = (
     "-Wno-lint",
     "-Wno-style",
 )  # fmt: skip
-FAST_FLAGS = ("-O2", "-march=native", "-fno-plt")
+FAST_FLAGS = ("-O2",)
 SLOW_FLAGS = ("-O0",)
 """For code that runs once (constructors, reset of variables, trace declarations): compile time counts."""
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-w")
@@ -66,12 +66,12 @@ def build(config: HardwareConfig, *, trace: bool = False) -> Build:
     Raises :class:`~lepton_sim.errors.ToolchainError` if a tool is missing or fails.
     """
     tools = find_toolchain()
-    verilog = _verilog(config)
-    text = (verilog / "lepton_core.v").read_bytes()
+    source = verilog(config)
+    text = (source / "lepton_core.v").read_bytes()
     key = _digest(text, HARNESS.read_bytes(), Path(__file__).read_bytes(), tools.identity.encode())
     name = f"{config.name}-{'trace-' if trace else ''}{key}"
-    folder = _cached(name, f"Verilating '{config.name}'", lambda to: _compile(tools, verilog, to, trace))
-    manifest = json.loads((verilog / "manifest.json").read_text())
+    folder = _cached(name, f"Verilating '{config.name}'", lambda to: _compile(tools, source, to, trace))
+    manifest = json.loads((source / "manifest.json").read_text())
     return Build(folder / LIBRARY, manifest["build"])
 
 
@@ -119,7 +119,7 @@ def _status(message: str) -> Iterator[None]:
         yield
 
 
-def _verilog(config: HardwareConfig) -> Path:
+def verilog(config: HardwareConfig) -> Path:
     """The folder with ``lepton_core.v`` and ``manifest.json`` of ``config``."""
     sources = [
         file

