@@ -170,7 +170,8 @@ class ReferenceExecutor(Executor):
         live = largest >= float(ROW_FLOOR)
         safe = torch.where(live, largest, 1.0)
         scale = torch.where(live, safe / float(MANTISSA_MAX), 0.0)
-        inverse = torch.where(live, float(MANTISSA_MAX) / safe, 0.0)
+        # Not 127 / safe: PyTorch makes a number over a tensor a reciprocal and a product, which rounds twice.
+        inverse = torch.where(live, torch.full_like(safe, float(MANTISSA_MAX)) / safe, 0.0)
         shift = torch.zeros_like(block_largest)
         for k in range(1, MAX_SHIFT + 1):
             shift += block_largest <= largest[:, None] * 2.0**-k

@@ -93,6 +93,20 @@ def test_every_layer_gives_the_defined_bits(make_model: Callable[[str], PreTrain
                 assert torch.equal(result, expected(float_layer, x)), placement.module
 
 
+@pytest.mark.parametrize("device", ["reference", "emulator"])
+def test_activations_at_the_edge_of_rounding(device: str) -> None:
+    """Values half-way between two mantissas tell a correctly rounded factor from one that is a bit off."""
+    generator = np.random.default_rng(0)
+    largest = generator.uniform(0.5, 2, 512).astype(np.float32)
+    x = (generator.integers(-120, 120, (512, 64)) + 0.5).astype(np.float32) / (np.float32(127) / largest)[:, None]
+    x[:, 0] = largest
+    layer = nn.Linear(64, 32)
+    model = nn.Sequential(layer)
+    with open_executor(device, config="sim") as executor:
+        place(model, executor)
+        assert torch.equal(model(torch.from_numpy(x)), expected(layer, torch.from_numpy(x)))
+
+
 @pytest.mark.parametrize(
     ("kind", "groups"),
     [
