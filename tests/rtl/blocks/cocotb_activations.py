@@ -1,0 +1,156 @@
+"""Bench of the activation buffer and the load unit."""
+
+import cocotb
+import numpy as np
+from amaranth.lib import wiring
+from cycles import Block, bench_config, noise, packed, pauses, receive, send
+
+from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
+from lepton_hw.layout import pack_activations, row_beats
+from lepton_hw.numerics import QuantizedRows
+from lepton_rtl.activations import ActivationBuffer, LoadUnit
+
+
+def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
+    """The blocks of this bench, by name."""
+    return {"activation_buffer": ActivationBuffer(config), "load": LoadUnit(config)}
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def buffer_keeps_what_is_written(dut) -> None:
+    """Random writes and reads at the ends of both memories and between; no read of an entry being written."""
+    rng = np.random.default_rng(8)
+    config = bench_config()
+    block = Block(dut, "activation_buffer", blocks(config)["activation_buffer"])
+    await block.reset()
+    ports = [
+        (block.write, block.write_address, block.write_word, block.read_address, block.word, config.activation_words),
+        (
+            block.scale_write,
+            block.scale_write_row,
+            block.scale_write_data,
+            block.scale_row,
+            block.scale,
+            config.scale_rows,
+        ),
+    ]
+    memories: list[dict[int, int]] = [{}, {}]
+    due: list[int | None] = [None, None]
+    for _ in range(800):
+        reads: list[int | None] = [None, None]
+        for kind, (write, write_address, write_data, read_address, _, depth) in enumerate(ports):
+            address = int(rng.choice([0, 1, depth // 2, depth - 1, rng.integers(0, depth)]))
+            data, enable = noise(rng, write_data.width), int(rng.integers(0, 2))
+            write.drive(enable)
+            write_address.drive(address)
+            write_data.drive(data)
+            known = [other for other in memories[kind] if other != address]
+            if known:
+                target = int(rng.choice(known))
+                read_address.drive(target)
+                reads[kind] = memories[kind][target]
+            if enable:
+                memories[kind][address] = data
+        await block.settle()
+        for expected, port in zip(due, ports, strict=True):
+            assert expected is None or port[4].sample() == expected
+        due = reads
+        await block.drive()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(seed=[1, 2])
+async def rows_load_as_the_model_says(dut, seed: int) -> None:
+    """Jobs of one to many rows and words, of several header groups; semaphores given when all is written."""
+    rng = np.random.default_rng(seed)
+    config = bench_config()
+    component = blocks(config)["load"]
+    block = Block(dut, "load", component)
+    await block.reset()
+    size = config.array_size
+    word_shape = block.write_word.shape
+
+    shapes = [(1, 1), (3, 1), (2, 7), (1, GROUP_WORDS - 1), (2, GROUP_WORDS), (3, GROUP_WORDS + 1)]
+    shapes += [(1, 2 * GROUP_WORDS), (2, 2 * GROUP_WORDS + 3), (5, 2), (1, 1)]
+    jobs, streams, writes, scales = [], [], [], []
+    for number, (rows, words) in enumerate(shapes):
+        activation = int(rng.integers(0, config.activation_words - rows * words + 1))
+        row = int(rng.integers(0, config.scale_rows - rows + 1))
+        quantized = QuantizedRows(
+            rng.integers(-128, 128, (rows, words * size)).astype(np.int8),
+            rng.integers(0, 4, (rows, -(-words * size // BLOCK))).astype(np.uint8),
+            rng.standard_normal(rows).astype(np.float32),
+        )
+        stream = pack_activations(config, quantized)
+        transfer = {"address": noise(rng, config.address_bits), "beats": rows * row_beats(words), "index": 50 + number}
+        mask = int(rng.integers(0, 256))
+        jobs.append(
+            {"transfer": transfer, "rows": rows, "words": words, "activation": activation, "row": row}
+            | {"wait": mask, "signal": 255 - mask}
+        )
+        streams.append([packed(beat) for beat in stream.reshape(-1, size)])
+        mantissa, shift, eighths = component.model(config, stream, rows, words)
+        writes += [
+            (activation + i, word_shape.const({"mantissa": m.tolist(), "shift": s.tolist()}).as_bits())
+            for i, (m, s) in enumerate(zip(mantissa, shift, strict=True))
+        ]
+        scales += [(row + i, int(eighth)) for i, eighth in enumerate(eighths)]
+
+    cocotb.start_soon(send(block, block.jobs, jobs, rng))
+    requests: list[int] = []
+    cocotb.start_soon(receive(block, block.transfers, requests, rng))
+    granted: list[tuple[int, int]] = []
+
+    async def grant() -> None:
+        pause = pauses(rng)
+        while True:
+            await block.settle()
+            wait = block.wait.fields()
+            await block.drive()
+            if wait.request and not pause():
+                block.grant.drive(1)
+                granted.append((wait.mask, wait.index))
+                await block.drive()
+                block.grant.drive(0)
+
+    async def answer() -> None:
+        pause = pauses(rng)
+        for number, stream in enumerate(streams):
+            while len(requests) <= number:
+                await block.drive()
+            for beat in stream:
+                while pause():
+                    block.beat.drive(noise(rng, block.beat.width))
+                    await block.drive()
+                block.beat.drive(beat)
+                block.beat_valid.drive(1)
+                await block.drive()
+                block.beat_valid.drive(0)
+
+    cocotb.start_soon(grant())
+    cocotb.start_soon(answer())
+    written, scaled, signals = [], [], []
+    expected_signals = [(job["signal"], job["transfer"]["index"]) for job in jobs if job["signal"]]
+    job_ends = np.cumsum([job["rows"] * job["words"] for job in jobs if job["signal"]])
+    for _ in range(20_000):
+        await block.settle()
+        signal = block.signal.fields()
+        if signal.mask:
+            signals.append((signal.mask, signal.index))
+            assert len(written) >= job_ends[len(signals) - 1], "semaphores were given before the last word was written"
+        if block.write.sample():
+            written.append((block.write_address.sample(), block.write_word.sample()))
+            assert block.busy.sample()
+        if block.scale_write.sample():
+            scaled.append((block.scale_write_row.sample(), block.scale_write_data.sample()))
+        await block.drive()
+        if len(signals) == len(expected_signals):
+            break
+    assert written == writes
+    assert scaled == scales
+    assert signals == expected_signals
+    assert granted == [(job["wait"], job["transfer"]["index"]) for job in jobs]
+    assert requests == [block.transfers.payload.shape.const(job["transfer"]).as_bits() for job in jobs]
+    await block.drive()
+    await block.settle()
+    assert not block.busy.sample()
