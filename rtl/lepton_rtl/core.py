@@ -25,6 +25,9 @@ from .weights import WeightLoader
 JOB_DEPTH = 4
 """Jobs that wait in front of each unit."""
 
+WEIGHT_QUEUE_BEATS = 4
+"""Beats between the weight FIFO and the array."""
+
 QUIET_CYCLES = 8
 """Cycles without outstanding transactions after which nothing is on its way in the pipelines either."""
 
@@ -94,6 +97,8 @@ class Engine(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores(givers=3, takers=3)
         m.submodules.port = port = ReadPort(config, readers=3)
         m.submodules.weight_fifo = weight_fifo = BufferQueue(8 * config.beat_bytes, depth=config.weight_fifo_beats)
+        # Parts the array's decision to take a beat from the block memory's read logic.
+        m.submodules.weight_queue = weight_queue = Queue(8 * config.beat_bytes, depth=WEIGHT_QUEUE_BEATS)
         m.submodules.fetch_bursts = fetch_bursts = BurstSplitter(
             config, limit=FETCH_BURST_BEATS, room=FETCH_BEATS, room_at_reset=FETCH_BEATS
         )
@@ -163,13 +168,14 @@ class Engine(wiring.Component):
             weight_fifo.i.valid.eq(port.beat_valid[2]),
             weight_bursts.release.eq(weight_fifo.o.valid & weight_fifo.o.ready),
         ]
-        connect(m, weight_fifo.o, loader.beats)
+        connect(m, weight_fifo.o, weight_queue.i)
+        connect(m, weight_queue.o, loader.beats)
 
         # Array.
         m.d.comb += [
             array.issue.eq(sequencer.issue),
             array.word.eq(activations.word),
-            array.beat.eq(weight_fifo.o.payload),
+            array.beat.eq(weight_queue.o.payload),
             array.beat_valid.eq(loader.tile_valid),
             array.beat_row.eq(loader.tile_row),
             array.result_row.eq(output.result_row),
@@ -184,7 +190,7 @@ class Engine(wiring.Component):
             output.written.eq(array.written),
             output.results.eq(array.results),
             output.scale.eq(activations.scale),
-            output.parameter.eq(weight_fifo.o.payload),
+            output.parameter.eq(weight_queue.o.payload),
             output.parameter_valid.eq(loader.parameter_valid),
             output.parameter_address.eq(loader.parameter_address),
             output.stored.eq(store.popped),
@@ -238,13 +244,12 @@ class Engine(wiring.Component):
             m.d.sync += quiet.eq(quiet + 1)
         m.d.comb += self.finished.eq(quiet == QUIET_CYCLES)
 
-        idle = Signal(range(DEADLOCK_CYCLES + 1))
+        idle = Signal(range(DEADLOCK_CYCLES))
         deadlock = Signal()
-        m.d.comb += deadlock.eq(idle == DEADLOCK_CYCLES)
         with m.If(outstanding | sequencer.issue.valid | output.popped | ~semaphores.waiting):
             m.d.sync += idle.eq(0)
-        with m.Elif(~deadlock):
-            m.d.sync += idle.eq(idle + 1)
+        with m.Else():
+            m.d.sync += [idle.eq(idle + 1), deadlock.eq(deadlock | idle.all())]
 
         # The first error counts; what the units meet while they drain does not.
         deadlock_error = Signal(ERROR_LAYOUT)
@@ -253,14 +258,17 @@ class Engine(wiring.Component):
                 deadlock_error.code.eq(ErrorCode.SEMAPHORE),
                 deadlock_error.index.eq(semaphores.oldest),
             ]
-        sources = [
-            *(splitter.error for splitter in splitters),
-            *(dispatcher.error, port.error, store.error, semaphores.error, deadlock_error),
-        ]
-        with m.If(self.error.code == ErrorCode.NONE):
-            for source in reversed(sources):
-                with m.If(source.code.any()):
-                    m.d.sync += self.error.eq(source)
+        memory_error = Signal(ERROR_LAYOUT)
+        command_error = Signal(ERROR_LAYOUT)
+        for found, sources in (
+            (memory_error, [*(splitter.error for splitter in splitters), port.error, store.error]),
+            (command_error, [dispatcher.error, semaphores.error, deadlock_error]),
+            (self.error, [memory_error, command_error]),
+        ):
+            with m.If(found.code == ErrorCode.NONE):
+                for source in reversed(sources):
+                    with m.If(source.code.any()):
+                        m.d.sync += found.eq(source)
 
         first_weight = Signal()
         with m.If(self.start):

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lepton_hw.checks import command_error
-from lepton_hw.commands import BASES, CHECK, COMMAND_BYTES, FIELDS, OFFSET_BITS, Field, GemmFlag, Opcode
+from lepton_hw.commands import BASES, CHECK, CHECK_FIELD, COMMAND_BYTES, FIELDS, OFFSET_BITS, GemmFlag, Opcode
 from lepton_hw.config import GROUP_WORDS, MAX_REDUCTION, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
@@ -123,37 +123,43 @@ class Dispatcher(wiring.Component):
         count = Signal(COUNT_BITS, reset_less=True)
         product = Signal(BEATS_BITS, reset_less=True)
         m.d.sync += product.eq(factor * count)
-        row_words = Signal.like(product, reset_less=True)
+        end_word = Signal(BEATS_BITS + 1, reset_less=True)
         read_beats = Signal(BEATS_BITS, reset_less=True)
 
-        exhausted = Signal(reset_less=True)
-        invalid = Signal(3, reset_less=True)
+        exhausted, damaged, unknown = (
+            Signal(name=name, reset_less=True) for name in ("exhausted", "damaged", "unknown")
+        )
+        # Each rule in a register of its own; which of them apply is decided a cycle later.
         aligned = first[: _log2(config.beat_bytes)] == 0
-        both_aligned = aligned & (second[: _log2(config.beat_bytes)] == 0)
-        m.d.sync += [
-            invalid[0].eq(_unused_bits(command, opcode, is_gemm, is_end)),
-            invalid[1].eq(
-                ~is_end
-                & (
-                    (rows == 0)
-                    | (words == 0)
-                    | (words > config.max_words)
-                    | (row + rows > config.scale_rows)
-                    | (activation + row_words > config.activation_words)
-                    | ~aligned
-                )
-            ),
-            invalid[2].eq(
-                is_gemm
-                & (
-                    (rows > config.accumulator_rows)
-                    | (blocks == 0)
-                    | (flags > (GemmFlag.FLOAT | GemmFlag.BIAS))
-                    | (bias & ~scaled)
-                    | ~both_aligned
-                )
-            ),
-        ]
+        rules: dict[str, list[Value]] = {
+            "end": [unused_bits(command, Opcode.END)],
+            "load": [unused_bits(command, Opcode.LOAD)],
+            "gemm": [
+                unused_bits(command, Opcode.GEMM),
+                rows > config.accumulator_rows,
+                blocks == 0,
+                flags > (GemmFlag.FLOAT | GemmFlag.BIAS),
+                bias & ~scaled,
+                second[: _log2(config.beat_bytes)] != 0,
+            ],
+            "both": [
+                rows == 0,
+                words == 0,
+                words > config.max_words,
+                row + rows > config.scale_rows,
+                end_word > config.activation_words,
+                ~aligned,
+            ],
+        }
+        broken = {}
+        for kind, conditions in rules.items():
+            broken[kind] = Signal(len(conditions), name=f"broken_{kind}", reset_less=True)
+            m.d.sync += broken[kind].eq(Cat(conditions))
+        invalid = Mux(
+            is_end,
+            broken["end"].any(),
+            broken["both"].any() | Mux(is_gemm, broken["gemm"].any(), broken["load"].any()),
+        )
 
         gemm_streams = [self.stream, self.loader, self.array, self.output, self.store]
         gemm_ready = Signal()
@@ -188,16 +194,16 @@ class Dispatcher(wiring.Component):
                     ]
                     with m.If(beats == COMMAND_BYTES // config.beat_bytes - 1):
                         m.d.sync += beats.eq(0)
-                        m.next = "CHECK"
-            with m.State("CHECK"):
-                m.d.sync += [factor.eq(words), count.eq(rows), fold.eq(0)]
+                        m.next = "ROW_WORDS"
+            with m.State("ROW_WORDS"):
+                m.d.sync += [
+                    factor.eq(words),
+                    count.eq(rows),
+                    damaged.eq(fold != CHECK),
+                    unknown.eq(~opcode.matches(*Opcode)),
+                    fold.eq(0),
+                ]
                 m.next = "READ_BEATS"
-                with m.If(fold != CHECK):
-                    m.d.sync += fail(ErrorCode.CHECK)
-                    m.next = "HALT"
-                with m.Elif(~opcode.matches(*Opcode)):
-                    m.d.sync += fail(ErrorCode.OPCODE)
-                    m.next = "HALT"
             with m.State("READ_BEATS"):
                 with m.If(is_gemm):
                     parameters = PARAMETER_BEATS * (scaled + bias)
@@ -207,14 +213,20 @@ class Dispatcher(wiring.Component):
                     m.d.sync += [factor.eq(words + groups), count.eq(rows)]
                 m.next = "WRITE_BEATS"
             with m.State("WRITE_BEATS"):
-                m.d.sync += [row_words.eq(product), factor.eq(rows), count.eq(blocks)]
+                m.d.sync += [end_word.eq(activation + product), factor.eq(rows), count.eq(blocks)]
                 m.next = "VALIDATE"
             with m.State("VALIDATE"):
                 m.d.sync += read_beats.eq(product)
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 m.next = "ISSUE"
-                with m.If(invalid.any()):
+                with m.If(damaged):
+                    m.d.sync += fail(ErrorCode.CHECK)
+                    m.next = "HALT"
+                with m.Elif(unknown):
+                    m.d.sync += fail(ErrorCode.OPCODE)
+                    m.next = "HALT"
+                with m.Elif(invalid):
                     m.d.sync += fail(ErrorCode.FIELD)
                     m.next = "HALT"
             with m.State("ISSUE"):
@@ -271,18 +283,14 @@ def _fold(beat: Value) -> Value:
     return result
 
 
-def _unused_bits(command: Value, opcode: Value, is_gemm: Value, is_end: Value) -> Value:
-    """Whether a bit is set that must be zero in this command."""
-
-    def outside(fields: Iterable[Field]) -> Value:
-        used = 0xFFFFFFFF << 480
-        for f in fields:
-            used |= ((1 << f.width) - 1) << f.low
-            if f.width == 64:
-                used ^= 0xFF << f.low + OFFSET_BITS | (0x100 - BASES) << f.low + 56
-        return Cat(command[i] for i in range(_COMMAND_BITS) if not used >> i & 1).any()
-
-    header = outside(f for f in FIELDS[Opcode.END] if f.name == "opcode")
-    load = outside(f for f in FIELDS[Opcode.LOAD] if f.name != "flags")
-    gemm = outside(FIELDS[Opcode.GEMM])
-    return (is_end & header) | (is_gemm & gemm) | (~is_end & ~is_gemm & load)
+def unused_bits(command: Value, opcode: Opcode) -> Value:
+    """Whether a bit is set that must be zero in a command of this opcode."""
+    zero = {Opcode.END: {"flags", "wait", "signal"}, Opcode.LOAD: {"flags"}, Opcode.GEMM: set()}
+    used = 0xFFFFFFFF << CHECK_FIELD.low
+    for f in FIELDS[opcode]:
+        if f.name in zero[opcode]:
+            continue
+        used |= ((1 << f.width) - 1) << f.low
+        if f.width == 64:
+            used ^= 0xFF << f.low + OFFSET_BITS | (0x100 - BASES) << f.low + 56
+    return Cat(command[i] for i in range(_COMMAND_BITS) if not used >> i & 1).any()

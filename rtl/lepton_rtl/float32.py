@@ -29,6 +29,16 @@ def _shift_left_out_zeros(value: Value, count: Value, step: int) -> tuple[Value,
     return Mux(skip, Cat(Const(0, step), value[:-step]), value), Cat(skip, count)
 
 
+def _normalize(m: Module, value: Value) -> tuple[Value, Value]:
+    """``value`` shifted left until its top bit is set, and by how much, in three cycles."""
+    zeros: Value = Const(0, 0)
+    for stage, steps in enumerate(((16,), (8, 4), (2, 1))):
+        for step in steps:
+            value, zeros = _shift_left_out_zeros(value, zeros, step)
+        value, zeros = delay(m, value, 1, f"shifted_{stage}"), delay(m, zeros, 1, f"zeros_{stage}")
+    return value, zeros
+
+
 class IntToFloat(wiring.Component):
     """int32 to float32.
 
@@ -40,8 +50,8 @@ class IntToFloat(wiring.Component):
         Its float32 pattern, rounded to nearest even.
     """
 
-    latency = 5
-    """Magnitude; shift by 16 and 8; shift by 4, 2 and 1; rounding decision; round and pack."""
+    latency = 6
+    """Magnitude; shift by 16; by 8 and 4; by 2 and 1; rounding decision; round and pack."""
 
     def __init__(self) -> None:
         super().__init__({"x": In(signed(32)), "y": Out(32)})
@@ -57,16 +67,9 @@ class IntToFloat(wiring.Component):
         negative = self.x[31]
         # -2**31 stays 2**31 when its 32 bits are read as unsigned.
         magnitude = delay(m, ((self.x.as_unsigned() ^ negative.replicate(32)) + negative)[:32], 1, "magnitude")
-        sign = delay(m, negative, 5, "sign")
+        sign = delay(m, negative, self.latency, "sign")
 
-        value, zeros = magnitude, Const(0, 0)
-        for step in (16, 8):
-            value, zeros = _shift_left_out_zeros(value, zeros, step)
-        coarse, coarse_zeros = delay(m, value, 1, "coarse"), delay(m, zeros, 1, "coarse_zeros")
-        value, zeros = coarse, coarse_zeros
-        for step in (4, 2, 1):
-            value, zeros = _shift_left_out_zeros(value, zeros, step)
-        normal, normal_zeros = delay(m, value, 1, "normal"), delay(m, zeros, 1, "normal_zeros")
+        normal, normal_zeros = _normalize(m, magnitude)
 
         # Bit 31 is the hidden one; bits 8..30 the fraction, bits 0..7 decide the rounding.
         up = normal[7] & (normal[8] | normal[:7].any())
@@ -177,9 +180,9 @@ class FloatAdd(wiring.Component):
         ``a + b``.
     """
 
-    latency = 10
-    """Compare; swap and subtract exponents; align by 16 and 8; align by 4, 2 and 1; add; shift by 16 and 8; shift
-    by 4, 2 and 1; rounding decision; round; pack."""
+    latency = 12
+    """Compare; swap and subtract exponents; align by 16; by 8 and 4; by 2 and 1; add; normalize by 16; by 8 and 4;
+    by 2 and 1; rounding decision; round; pack."""
 
     def __init__(self) -> None:
         super().__init__({"a": In(32), "b": In(32), "y": Out(32)})
@@ -204,10 +207,11 @@ class FloatAdd(wiring.Component):
         small_significand = Cat(small[:23], Const(1, 1)) & small[23:31].any().replicate(24)
         differ = large[31] ^ small[31]
         maximum = large[23:31].all()
-        sign = delay(m, large[31], 7, "sign")
-        zero_sign = delay(m, large[31] & small[31], 7, "zero_sign")
-        nan = delay(m, maximum & (large[:23].any() | (differ & small[23:31].all())), 7, "nan")
-        infinity = delay(m, maximum, 7, "infinity")
+        rest = self.latency - 3  # until packing
+        sign = delay(m, large[31], rest, "sign")
+        zero_sign = delay(m, large[31] & small[31], rest, "zero_sign")
+        nan = delay(m, maximum & (large[:23].any() | (differ & small[23:31].all())), rest, "nan")
+        infinity = delay(m, maximum, rest, "infinity")
 
         # Align: 24 bits, two more and a sticky bit below. From 26 places on only the sticky bit is left.
         def align(value: Value, sticky: Value, amount: Value, step: int) -> tuple[Value, Value]:
@@ -215,34 +219,26 @@ class FloatAdd(wiring.Component):
             return Mux(amount, Cat(value[step:], Const(0, step)), value), sticky | (amount & lost)
 
         far = distance[5:].any()
-        value, sticky = Cat(Const(0, 2), small_significand), Const(0, 1)
-        for bit in (4, 3):
-            value, sticky = align(value, sticky, distance[bit], 1 << bit)
-        coarse = delay(m, Mux(far, 0, value), 1, "coarse")
-        coarse_sticky = delay(m, Mux(far, small[23:31].any(), sticky), 1, "coarse_sticky")
-        fine_distance = delay(m, distance[:3], 1, "fine_distance")
-        augend = delay(m, large_significand, 2, "augend")
-        subtract = delay(m, differ, 2, "subtract")
-        exponent = delay(m, large[23:31], 4, "exponent")
-
-        value, sticky = coarse, coarse_sticky
-        for bit in (2, 1, 0):
-            value, sticky = align(value, sticky, fine_distance[bit], 1 << bit)
-        addend = delay(m, Cat(sticky, value), 1, "addend")
+        value, sticky = align(Cat(Const(0, 2), small_significand), Const(0, 1), distance[4], 16)
+        value = delay(m, Mux(far, 0, value), 1, "aligned_0")
+        sticky = delay(m, Mux(far, small[23:31].any(), sticky), 1, "sticky_0")
+        for stage, bits in enumerate(((3, 2), (1, 0)), 1):
+            amount = delay(m, distance[:4], stage, f"distance_{stage}")
+            for bit in bits:
+                value, sticky = align(value, sticky, amount[bit], 1 << bit)
+            value = delay(m, value, 1, f"aligned_{stage}")
+            sticky = delay(m, sticky, 1, f"sticky_{stage}")
+        addend = Cat(sticky, value)
+        augend = delay(m, large_significand, 3, "augend")
+        subtract = delay(m, differ, 3, "subtract")
+        exponent = delay(m, large[23:31], 6, "exponent")
 
         # Add or subtract: 28 bits with the carry.
         left = Cat(Const(0, 3), augend)
         total = delay(m, Mux(subtract, left - addend, left + addend)[:28], 1, "total")
 
         # Normalize.
-        value, zeros = total, Const(0, 0)
-        for step in (16, 8):
-            value, zeros = _shift_left_out_zeros(value, zeros, step)
-        high, high_zeros = delay(m, value, 1, "high"), delay(m, zeros, 1, "high_zeros")
-        value, zeros = high, high_zeros
-        for step in (4, 2, 1):
-            value, zeros = _shift_left_out_zeros(value, zeros, step)
-        normal, normal_zeros = delay(m, value, 1, "normal"), delay(m, zeros, 1, "normal_zeros")
+        normal, normal_zeros = _normalize(m, total)
         normal_exponent = delay(m, exponent + 1, 1, "normal_exponent")
 
         # Bit 27 is the hidden one; bits 4..26 the fraction, bits 0..3 decide the rounding.

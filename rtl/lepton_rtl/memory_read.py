@@ -162,7 +162,7 @@ class ReadPort(wiring.Component):
     data : In(8 * R), response : In(2), valid : In(1); the R channel, always accepted
     beats : Out(8 * R); a beat for the reader whose ``beat_valid`` is high
     beat_valid : Out(1).array(readers)
-    outstanding : Out; bursts without all of their data
+    outstanding : Out; bursts without all of their data, two cycles late
     error : Out(ERROR_LAYOUT); READ, held
     """
 
@@ -180,20 +180,17 @@ class ReadPort(wiring.Component):
                 "valid": In(1),
                 "beats": Out(width),
                 "beat_valid": Out(readers),
-                "outstanding": Out(range(MAX_OUTSTANDING + 2)),
+                "outstanding": Out(range(MAX_OUTSTANDING + 4)),
                 "error": Out(ERROR_LAYOUT),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        order = Queue(
-            data.StructLayout(
-                {"reader": self._readers, "beats": range(self._config.burst_beats + 1), "index": INDEX_BITS}
-            ),
-            depth=MAX_OUTSTANDING,
+        expected_layout = data.StructLayout(
+            {"reader": self._readers, "beats": range(self._config.burst_beats + 1), "index": INDEX_BITS}
         )
-        m.submodules.order = order
+        m.submodules.order = order = Queue(expected_layout, depth=MAX_OUTSTANDING)
 
         taken = self.address.valid & ~self.address.ready
         free = order.i.ready & ~taken
@@ -225,19 +222,27 @@ class ReadPort(wiring.Component):
             beat_valid.eq(self.valid),
             beat_error.eq(self.valid & self.response[AXI_RESPONSE_ERROR]),
         ]
-        received = Signal(range(self._config.burst_beats + 1))
-        last = received + 1 == order.o.payload.beats
-        m.d.comb += order.o.ready.eq(beat_valid & last)
+        # The burst whose data comes now, taken out of the queue ahead of its first beat.
+        current = Signal(expected_layout, reset_less=True)
+        current_valid = Signal()
+        last = current.beats == 1
+        ended = Signal()
+        m.d.comb += [ended.eq(beat_valid & last), order.o.ready.eq(~current_valid | ended)]
         with m.If(beat_valid):
-            m.d.sync += received.eq(Mux(last, 0, received + 1))
+            m.d.sync += current.beats.eq(current.beats - 1)
+        with m.If(order.o.ready):
+            m.d.sync += [current.eq(order.o.payload), current_valid.eq(order.o.valid)]
         m.d.sync += [
             self.beats.eq(beat),
-            self.beat_valid.eq(Mux(beat_valid, order.o.payload.reader, 0)),
+            self.beat_valid.eq(Mux(beat_valid, current.reader, 0)),
         ]
         with m.If(beat_error):
-            m.d.sync += [self.error.code.eq(ErrorCode.READ), self.error.index.eq(order.o.payload.index)]
+            m.d.sync += [self.error.code.eq(ErrorCode.READ), self.error.index.eq(current.index)]
 
-        m.d.sync += self.outstanding.eq(
-            self.outstanding + (order.i.valid & order.i.ready) - (order.o.valid & order.o.ready)
-        )
+        sent, received = Signal(), Signal()
+        m.d.sync += [
+            sent.eq(order.i.valid & order.i.ready),
+            received.eq(ended),
+            self.outstanding.eq(self.outstanding + sent - received),
+        ]
         return m

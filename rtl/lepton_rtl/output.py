@@ -221,8 +221,10 @@ class OutputStage(wiring.Component):
         valid = delay(m, enter, 2, "valid", reset_less=False)
 
         # Operands are read from their memories just before the lane needs them.
-        row_tag = delay(m, tag, 1 + ScaleLane.row_scale_at, "row_tag")
-        column_tag = delay(m, row_tag, ScaleLane.column_scale_at - ScaleLane.row_scale_at, "column_tag")
+        # The row scale has a cycle of its own, since block memories are slow to answer.
+        row_tag = delay(m, tag, ScaleLane.row_scale_at, "row_tag")
+        row_scale = delay(m, self.scale, 1, "row_scale")
+        column_tag = delay(m, row_tag, 1 + ScaleLane.column_scale_at - ScaleLane.row_scale_at, "column_tag")
         bias_tag = delay(m, column_tag, ScaleLane.bias_at - ScaleLane.column_scale_at, "bias_tag")
         m.d.comb += self.scale_row.eq(row_tag.row)
         parameters = []
@@ -242,7 +244,7 @@ class OutputStage(wiring.Component):
             m.submodules[f"lane_{index}"] = lane = ScaleLane()
             m.d.comb += [
                 lane.x.eq(chosen[index]),
-                lane.row_scale.eq(self.scale),
+                lane.row_scale.eq(row_scale),
                 lane.column_scale.eq(parameters[0].word_select(index, 32)),
                 lane.bias.eq(Mux(job.bias, parameters[1].word_select(index, 32), Const(NEGATIVE_ZERO, 32))),
             ]

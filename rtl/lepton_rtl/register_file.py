@@ -10,6 +10,11 @@ from lepton_hw.registers import CONTROL_SPACE, COUNTER_BITS, COUNTERS, ID, REGIS
 
 ADDRESS_BITS = (CONTROL_SPACE - 1).bit_length()
 
+GROUP_REGISTERS = 16
+"""Words of the register file that are chosen from at a time."""
+
+_GROUP_BITS = (GROUP_REGISTERS - 1).bit_length()
+
 EVENT_LAYOUT = data.StructLayout({name.lower(): 1 for name in COUNTERS})
 """A bit per counter: count in this cycle."""
 
@@ -22,7 +27,7 @@ STATUS_LAYOUT = data.StructLayout(
 class RegisterFile(wiring.Component):
     """Start, done, interrupt, parameters, status and counters.
 
-    One access at a time; a read or write takes three cycles. Accesses to no register read zero and are
+    One access at a time; a write takes three cycles, a read four. Accesses to no register read zero and are
     otherwise ignored, with an OKAY response.
 
     Members
@@ -91,8 +96,10 @@ class RegisterFile(wiring.Component):
         enabled = Signal()
         interrupt_enable = Signal()
         interrupt_status = Signal()
-        m.d.comb += self.start.eq(written("CONTROL") & write_data[0] & write_mask[0] & ~self.running)
-        with m.If(self.start):
+        accepted = Signal()
+        m.d.comb += accepted.eq(written("CONTROL") & write_data[0] & write_mask[0] & ~self.running)
+        m.d.sync += self.start.eq(accepted)
+        with m.If(accepted):
             m.d.sync += [self.running.eq(1), done.eq(0)]
         with m.Elif(read & (read_word == word("CONTROL"))):
             m.d.sync += done.eq(0)
@@ -137,10 +144,17 @@ class RegisterFile(wiring.Component):
             for half in range(register.bits // 32)
         }
 
-        with m.Switch(read_word):
-            for number, value in readable.items():
-                with m.Case(number):
-                    m.d.comb += read_data.eq(value)
+        # Two steps: a register of every group of registers, then the group.
+        for group in range(-(-(max(readable) + 1) // GROUP_REGISTERS)):
+            chosen = Signal(32, name=f"group_{group}", reset_less=True)
+            m.d.sync += chosen.eq(0)
+            with m.Switch(read_word[:_GROUP_BITS]):
+                for number, value in readable.items():
+                    if number // GROUP_REGISTERS == group:
+                        with m.Case(number % GROUP_REGISTERS):
+                            m.d.sync += chosen.eq(value)
+            with m.If(read_word[_GROUP_BITS:] == group):
+                m.d.comb += read_data.eq(chosen)
         return m
 
     def _write_channel(self, m: Module) -> tuple[Value, Value, Value, Value]:
@@ -170,18 +184,20 @@ class RegisterFile(wiring.Component):
         """A read strobe with word address, and the signal to put the data on in the same cycle."""
         address = Signal(ADDRESS_BITS - 2, reset_less=True)
         have_address = Signal()
+        chosen = Signal()
         read = Signal()
         value = Signal(32)
         m.d.comb += [
             self.s_axi_control_arready.eq(~have_address),
-            read.eq(have_address & ~self.s_axi_control_rvalid),
+            read.eq(have_address & chosen & ~self.s_axi_control_rvalid),
         ]
+        m.d.sync += chosen.eq(have_address)
         with m.If(self.s_axi_control_arvalid & ~have_address):
             m.d.sync += [address.eq(self.s_axi_control_araddr[2:]), have_address.eq(1)]
         with m.If(read):
             m.d.sync += [self.s_axi_control_rvalid.eq(1), self.s_axi_control_rdata.eq(value)]
         with m.If(self.s_axi_control_rvalid & self.s_axi_control_rready):
-            m.d.sync += [self.s_axi_control_rvalid.eq(0), have_address.eq(0)]
+            m.d.sync += [self.s_axi_control_rvalid.eq(0), have_address.eq(0), chosen.eq(0)]
         return read, address, value
 
 

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES
 from lepton_hw.errors import ErrorCode
 
+from .delay import delay
 from .jobs import ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT
 
 WAIT_LAYOUT = data.StructLayout({"request": 1, "mask": MASK_BITS, "index": INDEX_BITS})
@@ -24,7 +25,7 @@ class Semaphores(wiring.Component):
     waits : In(WAIT_LAYOUT).array(takers); held until granted
     grants : Out(takers); the request is met in this cycle, at the earliest the one after it was made
     counts : Out(8 x 4 bits)
-    oldest : Out(INDEX_BITS), waiting : Out(1); the oldest command that waits, one cycle late
+    oldest : Out(INDEX_BITS), waiting : Out(1); the oldest command that waits, some cycles late
     error : Out(ERROR_LAYOUT); SEMAPHORE, a counter has overflowed, held
     """
 
@@ -69,28 +70,29 @@ class Semaphores(wiring.Component):
 
         # A grant is decided in one cycle and given in the next, so none is decided while one is given.
         possible = Signal(self._takers)
+        taken = Signal(MASK_BITS)
+        m.d.sync += [self.grants.eq(0), taken.eq(0)]
         for i, wait in enumerate(self.waits):
             m.d.comb += possible[i].eq(wait.request & ((wait.mask & ~nonzero) == 0))
-            m.d.sync += self.grants[i].eq(possible[i] & ~possible[:i].any() & ~self.grants.any())
-        taken = Signal(MASK_BITS)
-        for i, wait in enumerate(self.waits):
-            with m.If(self.grants[i]):
-                m.d.comb += taken.eq(wait.mask)
+            with m.If(possible[i] & ~possible[:i].any() & ~self.grants.any()):
+                m.d.sync += [self.grants[i].eq(1), taken.eq(wait.mask)]
 
+        # One comparison a cycle: who waits here waits long.
         oldest, waiting = self.waits[0].index, self.waits[0].request
-        for wait in self.waits[1:]:
+        for i, wait in enumerate(self.waits[1:]):
             older = wait.request & (~waiting | (wait.index < oldest))
-            oldest, waiting = Mux(older, wait.index, oldest), waiting | wait.request
-        m.d.sync += [self.oldest.eq(oldest), self.waiting.eq(waiting)]
+            oldest = delay(m, Mux(older, wait.index, oldest), 1, f"oldest_{i}")
+            waiting = delay(m, waiting | wait.request, 1, f"waiting_{i}", reset_less=False)
+        m.d.comb += [self.oldest.eq(oldest), self.waiting.eq(waiting)]
 
-        for i in range(SEMAPHORES):
-            given = sum(signal.mask[i] for signal in self.signals)
-            after = Signal(range(SEMAPHORE_MAX + self._givers + 1), name=f"after_{i}")
-            m.d.comb += after.eq(self.counts[i] + given - taken[i])
-            m.d.sync += self.counts[i].eq(after)
-            with m.If(after > SEMAPHORE_MAX):
-                m.d.sync += self.error.code.eq(ErrorCode.SEMAPHORE)
-                for signal in self.signals:
-                    with m.If(signal.mask[i]):
-                        m.d.sync += self.error.index.eq(signal.index)
+        counts = [Signal(SEMAPHORE_MAX.bit_length() + 1, name=f"count_{i}") for i in range(SEMAPHORES)]
+        giver = Signal(INDEX_BITS, reset_less=True)
+        for signal in self.signals:
+            with m.If(signal.mask.any()):
+                m.d.sync += giver.eq(signal.index)
+        for i, count in enumerate(counts):
+            m.d.sync += count.eq(count + sum(signal.mask[i] for signal in self.signals) - taken[i])
+            m.d.comb += self.counts[i].eq(count)
+            with m.If(count > SEMAPHORE_MAX):
+                m.d.sync += [self.error.code.eq(ErrorCode.SEMAPHORE), self.error.index.eq(giver)]
         return m

@@ -73,23 +73,20 @@ class WeightLoader(wiring.Component):
         running = Signal()
         words_left = Signal(COUNT_BITS, reset_less=True)
         blocks_left = Signal(COUNT_BITS, reset_less=True)
-        # A tile is many beats, so these comparisons may be a cycle late.
+        # A tile is many beats, so tiles may be counted a cycle late, and compared another cycle later.
+        tile_end = Signal()
+        counted = Signal()
         last_word = Signal(reset_less=True)
         last_block = Signal(reset_less=True)
-        m.d.sync += [last_word.eq(words_left == 1), last_block.eq(blocks_left == 1)]
-        m.d.comb += self.jobs.ready.eq(~running)
-        with m.If(self.jobs.valid & ~running):
-            m.d.sync += [
-                job.eq(self.jobs.payload),
-                running.eq(1),
-                words_left.eq(self.jobs.payload.words),
-                blocks_left.eq(self.jobs.payload.blocks),
-            ]
-
+        m.d.sync += [counted.eq(tile_end), last_word.eq(words_left == 1), last_block.eq(blocks_left == 1)]
         slot = Signal(range(PARAMETER_SLOTS))
         slots_free = Signal(range(PARAMETER_SLOTS + 1), init=PARAMETER_SLOTS)
         slot_taken = Signal()
-        m.d.sync += slots_free.eq(slots_free + self.slot_release - slot_taken)
+        slot_free = Signal(init=1)
+        m.d.sync += [
+            slots_free.eq(slots_free + self.slot_release - slot_taken),
+            slot_free.eq((slots_free > 1) | self.slot_release | ((slots_free == 1) & ~slot_taken)),
+        ]
 
         parameter = Signal(range(PARAMETER_BEATS))
         bias_phase = Signal()
@@ -99,7 +96,7 @@ class WeightLoader(wiring.Component):
         accept = Signal()
         m.d.comb += [
             self.busy.eq(self.jobs.valid | running | self.loaded),
-            accept.eq(running & self.beats.valid & Mux(tiles, ~self.loaded | self.take, slots_free.any())),
+            accept.eq(running & self.beats.valid & Mux(tiles, ~self.loaded | self.take, slot_free)),
             self.beats.ready.eq(accept),
             self.tile_valid.eq(accept & tiles),
             self.tile_row.eq(row),
@@ -111,11 +108,14 @@ class WeightLoader(wiring.Component):
         with m.If(self.tile_valid):
             m.d.sync += row.eq(row + 1)
             with m.If(row == size - 1):
-                m.d.sync += [self.loaded.eq(1), words_left.eq(words_left - 1)]
+                m.d.sync += self.loaded.eq(1)
+                m.d.comb += tile_end.eq(1)
                 with m.If(last_word):
-                    m.d.sync += [words_left.eq(job.words), blocks_left.eq(blocks_left - 1), in_tiles.eq(0)]
-                    with m.If(last_block):
-                        m.d.sync += running.eq(0)
+                    m.d.sync += [in_tiles.eq(0), running.eq(~last_block)]
+        with m.If(counted):
+            m.d.sync += words_left.eq(words_left - 1)
+            with m.If(last_word):
+                m.d.sync += [words_left.eq(job.words), blocks_left.eq(blocks_left - 1)]
         with m.If(self.parameter_valid.any()):
             m.d.sync += parameter.eq(parameter + 1)
             with m.If(parameter == PARAMETER_BEATS - 1):
@@ -123,4 +123,13 @@ class WeightLoader(wiring.Component):
                 with m.If(bias_phase | ~job.bias):
                     m.d.comb += slot_taken.eq(1)
                     m.d.sync += [in_tiles.eq(1), slot.eq(slot + 1)]
+
+        m.d.comb += self.jobs.ready.eq(~running)
+        with m.If(self.jobs.valid & ~running):
+            m.d.sync += [
+                job.eq(self.jobs.payload),
+                running.eq(1),
+                words_left.eq(self.jobs.payload.words),
+                blocks_left.eq(self.jobs.payload.blocks),
+            ]
         return m
