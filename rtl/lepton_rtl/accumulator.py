@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 
 from lepton_hw.numerics import MAX_SHIFT
 
+from .delay import delay
+
 ACCUMULATOR_BITS = 32
+RESULT_LATENCY = 2
+"""Cycles from a row's number to its results: the block memory and its output register."""
 
 
 class Accumulator(wiring.Component):
@@ -40,7 +44,7 @@ class Accumulator(wiring.Component):
     write_row, write, finish : In; where the total goes: accumulator row, or result memory if ``finish``;
         :attr:`latency` cycles after its ``sums``
     result_write_row, result_read_row : In; addresses in the result memory
-    result : Out(signed(32)); one cycle after ``result_read_row``
+    result : Out(signed(32)); :data:`RESULT_LATENCY` cycles after ``result_read_row``
     """
 
     def __init__(self, *, rows: int, segments: int, width: int) -> None:
@@ -103,6 +107,6 @@ class Accumulator(wiring.Component):
             write.data.eq(total),
             write.en.eq(self.write & self.finish),
             read.addr.eq(self.result_read_row),
-            self.result.eq(read.data),
+            self.result.eq(delay(m, read.data, RESULT_LATENCY - 1, "result")),
         ]
         return m

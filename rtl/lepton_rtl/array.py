@@ -46,7 +46,7 @@ class SystolicArray(wiring.Component):
     beat_row : In(range(R)); its reduction index within the tile
     written : Out(1); a row of results has been written to the result memory
     result_row : In; row of the result memory to read
-    results : Out(R x signed(32)); one cycle after ``result_row``
+    results : Out(R x signed(32)); RESULT_LATENCY cycles after ``result_row``
     """
 
     def __init__(self, config: HardwareConfig) -> None:

@@ -171,6 +171,12 @@ class Dispatcher(wiring.Component):
         def fail(code: ErrorCode) -> Iterable:
             return [self.error.code.eq(code), self.error.index.eq(self.index)]
 
+        # The beat that came last is folded in from the command's register.
+        shifted, folding = Signal(), Signal()
+        m.d.sync += folding.eq(shifted)
+        with m.If(folding):
+            m.d.sync += fold.eq(fold ^ _fold(command[-8 * config.beat_bytes :]))
+
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
@@ -189,9 +195,9 @@ class Dispatcher(wiring.Component):
                 with m.Elif(buffer.o.valid):
                     m.d.sync += [
                         command.eq(Cat(command, buffer.o.payload)[-_COMMAND_BITS:]),
-                        fold.eq(fold ^ _fold(buffer.o.payload)),
                         beats.eq(beats + 1),
                     ]
+                    m.d.comb += shifted.eq(1)
                     with m.If(beats == COMMAND_BYTES // config.beat_bytes - 1):
                         m.d.sync += beats.eq(0)
                         m.next = "ROW_WORDS"
@@ -199,12 +205,11 @@ class Dispatcher(wiring.Component):
                 m.d.sync += [
                     factor.eq(words),
                     count.eq(rows),
-                    damaged.eq(fold != CHECK),
                     unknown.eq(~opcode.matches(*Opcode)),
-                    fold.eq(0),
                 ]
                 m.next = "READ_BEATS"
             with m.State("READ_BEATS"):
+                m.d.sync += [damaged.eq(fold != CHECK), fold.eq(0)]
                 with m.If(is_gemm):
                     parameters = PARAMETER_BEATS * (scaled + bias)
                     m.d.sync += [factor.eq((words << _log2(config.array_size)) + parameters), count.eq(blocks)]

@@ -13,7 +13,7 @@ from lepton_hw import numerics
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS, Bytes, pack_output
 
-from .accumulator import ACCUMULATOR_BITS
+from .accumulator import ACCUMULATOR_BITS, RESULT_LATENCY
 from .delay import delay
 from .float32 import FloatAdd, FloatMultiply, IntToFloat
 from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT
@@ -76,7 +76,7 @@ class ScaleLane(wiring.Component):
 class OutputStage(wiring.Component):
     """Turns result rows into the result stream.
 
-    Latency: a row to its first beat ``3 + ScaleLane.latency`` cycles, 3 if raw. Throughput: a beat a cycle;
+    Latency: a row to its first beat ``4 + ScaleLane.latency`` cycles, 4 if raw. Throughput: a beat a cycle;
     between jobs the pipeline runs empty.
 
     Members
@@ -84,7 +84,7 @@ class OutputStage(wiring.Component):
     jobs : In(stream of OUTPUT_LAYOUT)
     written : In(1); the array has written a row of results
     popped : Out(1); a row of results has been taken
-    result_row : Out, results : In(R x signed(32)); to the array, one cycle
+    result_row : Out, results : In(R x signed(32)); to the array, RESULT_LATENCY cycles
     scale_row : Out, scale : In(32); to the row scale table, one cycle
     parameter : In(8 * R), parameter_valid : In(2), parameter_address : In; from the weight loader
     slot_release : Out(1); a block's parameters have been used
@@ -210,19 +210,19 @@ class OutputStage(wiring.Component):
                 m.d.comb += self.busy.eq(1)
                 m.next = "IDLE"
 
-        # Two cycles: read the result row, choose the beat's columns.
-        chosen_beat = delay(m, beat, 1, "chosen_beat")
+        # Read the result row, choose the beat's columns.
+        chosen_beat = delay(m, beat, RESULT_LATENCY, "chosen_beat")
         groups = Array(
             [self.results[column] for column in range(group * lanes, (group + 1) * lanes)]
             for group in range(PARAMETER_BEATS)
         )
         chosen = [Signal(signed(ACCUMULATOR_BITS), name=f"chosen_{lane}", reset_less=True) for lane in range(lanes)]
         m.d.sync += [chosen[lane].eq(groups[chosen_beat][lane]) for lane in range(lanes)]
-        valid = delay(m, enter, 2, "valid", reset_less=False)
+        valid = delay(m, enter, RESULT_LATENCY + 1, "valid", reset_less=False)
 
         # Operands are read from their memories just before the lane needs them.
         # The row scale has a cycle of its own, since block memories are slow to answer.
-        row_tag = delay(m, tag, ScaleLane.row_scale_at, "row_tag")
+        row_tag = delay(m, tag, RESULT_LATENCY - 1 + ScaleLane.row_scale_at, "row_tag")
         row_scale = delay(m, self.scale, 1, "row_scale")
         column_tag = delay(m, row_tag, 1 + ScaleLane.column_scale_at - ScaleLane.row_scale_at, "column_tag")
         bias_tag = delay(m, column_tag, ScaleLane.bias_at - ScaleLane.column_scale_at, "bias_tag")
@@ -252,7 +252,9 @@ class OutputStage(wiring.Component):
 
         scaled_valid = delay(m, valid & job.scaled, ScaleLane.latency, "scaled_valid", reset_less=False)
         release = block_end & job.scaled
-        m.d.comb += self.slot_release.eq(delay(m, release, 2 + ScaleLane.bias_at, "release", reset_less=False))
+        m.d.comb += self.slot_release.eq(
+            delay(m, release, RESULT_LATENCY + 1 + ScaleLane.bias_at, "release", reset_less=False)
+        )
         for lane in range(lanes):
             m.d.sync += self.beats.payload.word_select(lane, 32).eq(Mux(job.scaled, scaled_beat[lane], chosen[lane]))
         m.d.sync += self.beats.valid.eq(Mux(job.scaled, scaled_valid, valid))
