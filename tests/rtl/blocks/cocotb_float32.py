@@ -15,10 +15,10 @@ from lepton_rtl import float32
 
 U32 = NDArray[np.uint32]
 
-COPIES = 8
+COPIES = 2
 """Vectors a cycle."""
 
-RANDOM = 50_000
+RANDOM = 15_000
 
 
 def _bits(sign: NDArray, exponent: NDArray, fraction: NDArray) -> U32:
@@ -49,9 +49,11 @@ def integers(rng: np.random.Generator) -> Iterator[tuple[U32, ...]]:
             [0, 1, (1 << length - 1) - 1, 1 << length - 1, (1 << length - 1) + 1, (1 << length) - 1], 2000
         )
         yield ((rng.choice([-1, 1], 2000) * (top | rest)).astype(np.uint32),)
-    yield (rng.integers(0, 1 << 32, RANDOM, np.uint32),)
+    yield (rng.integers(0, 1 << 32, 2 * RANDOM, np.uint32),)
     yield (
-        (rng.integers(0, 1 << 32, RANDOM, np.uint32).astype(np.int32) >> rng.integers(0, 32, RANDOM)).astype(np.uint32),
+        (rng.integers(0, 1 << 32, 4 * RANDOM, np.uint32).astype(np.int32) >> rng.integers(0, 32, 4 * RANDOM)).astype(
+            np.uint32
+        ),
     )
 
 
