@@ -73,6 +73,8 @@ class QuantizedWeights(NamedTuple):
 def _finite_matrix(x: F32, subject: str, remedy: str) -> F32:
     if x.ndim != 2 or x.dtype != np.float32:
         raise FormatError(f"{subject}: must be a float32 matrix, not {x.dtype}{list(x.shape)}; convert it first")
+    if x.size == 0:
+        raise FormatError(f"{subject}: must have rows and columns, not shape {list(x.shape)}; skip what is empty")
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise FormatError(f"{subject}: must be finite, but [{row}, {column}] is {x[row, column]}; {remedy}")
@@ -120,7 +122,7 @@ def quantize_weights(w: F32) -> QuantizedWeights:
     Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
     """
     w = _finite_matrix(w, "weights", "check the model's files")
-    scale, inverse = _scales(np.abs(w).max(axis=1, initial=0))
+    scale, inverse = _scales(np.abs(w).max(axis=1))
     mantissa = np.clip(np.rint(w * inverse[:, None]), -MANTISSA_MAX, MANTISSA_MAX)
     return QuantizedWeights(mantissa.astype(np.int8), scale)
 

@@ -320,6 +320,7 @@ def test_weight_example() -> None:
         (np.zeros((2, 3), np.float16), "must be a float32 matrix, not float16[2, 3]; convert it first"),
         (np.zeros(3, np.float32), "must be a float32 matrix, not float32[3]; convert it first"),
         (np.zeros((1, 2, 3), np.float32), "must be a float32 matrix, not float32[1, 2, 3]; convert it first"),
+        (np.zeros((2, 0), np.float32), "must have rows and columns, not shape [2, 0]; skip what is empty"),
     ],
 )
 def test_wrong_dtype_or_shape(x: NDArray, problem: str) -> None:
