@@ -101,7 +101,8 @@ class RegisterFile(wiring.Component):
         m.d.sync += self.start.eq(accepted)
         with m.If(accepted):
             m.d.sync += [self.running.eq(1), done.eq(0)]
-        with m.Elif(read & (read_word == word("CONTROL"))):
+        # Only a read that shows it: the list may finish after the value was chosen.
+        with m.Elif(read & (read_word == word("CONTROL")) & read_data[1]):
             m.d.sync += done.eq(0)
         with m.If(written("GLOBAL_INTERRUPT") & write_mask[0]):
             m.d.sync += enabled.eq(write_data[0])
