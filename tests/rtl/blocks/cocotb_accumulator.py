@@ -6,7 +6,7 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, play
 
 from lepton_hw.config import HardwareConfig
-from lepton_rtl.accumulator import Accumulator
+from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
 from lepton_rtl.chain import MAX_CHAIN_ROWS, sum_bits
 
 DEPTH = 16
@@ -59,7 +59,7 @@ async def totals_equal_the_model(dut, name: str, seed: int) -> None:
                     inputs["result_write_row"][cycle + component.latency] = result % DEPTH
                     read = max(read_free, cycle + component.latency + 1 + int(rng.integers(0, 4)))
                     inputs["result_read_row"][read] = result % DEPTH
-                    expected[read + 1] = int(totals[row])
+                    expected[read + RESULT_LATENCY] = int(totals[row])
                     read_free, result = read + 1, result + 1
                 cycle += 1 + int(rng.random() < pause)
 

@@ -6,6 +6,7 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, noise, packed
 
 from lepton_hw.config import BLOCK, HardwareConfig
+from lepton_rtl.accumulator import RESULT_LATENCY
 from lepton_rtl.array import SystolicArray, word_layout
 
 
@@ -68,18 +69,18 @@ async def results_equal_the_model(dut, pause: float) -> None:
     await block.reset()
     reads: dict[int, int] = {}
     count = 0
-    for cycle in range(max(written) + 3):
+    for cycle in range(max(written) + 2 + RESULT_LATENCY):
         block.issue.drive(issues.get(cycle, 0))
         block.word.drive(words[cycle] if cycle in words else noise(rng, block.word.width))
         block.beat_valid.drive(int(cycle in beats))
         row, beat = beats.get(cycle) or (noise(rng, block.beat_row.width), noise(rng, block.beat.width))
         block.beat_row.drive(row)
         block.beat.drive(beat)
-        # Read a result in the cycle after it is written; its value is there a cycle later.
+        # Read a result in the cycle after it is written; its value is there ``RESULT_LATENCY`` cycles later.
         if cycle - 1 in written:
             block.result_row.drive(count % config.accumulator_rows)
             count += 1
-            reads[cycle + 1] = written[cycle - 1]
+            reads[cycle + RESULT_LATENCY] = written[cycle - 1]
         await block.settle()
         assert block.written.sample() == (cycle in written), f"cycle {cycle}"
         if cycle in reads:

@@ -1,5 +1,7 @@
 """Bench of the output stage and its lane."""
 
+from collections import deque
+
 import cocotb
 import numpy as np
 from amaranth.lib import wiring
@@ -8,6 +10,7 @@ from cycles import Block, bench_config, noise, packed, pauses, play, send
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import F32, I32
+from lepton_rtl.accumulator import RESULT_LATENCY
 from lepton_rtl.memory_write import STORE_BEATS
 from lepton_rtl.output import OutputStage, ScaleLane
 from lepton_rtl.weights import PARAMETER_SLOTS
@@ -82,11 +85,11 @@ class Surroundings:
         writing, loading, taking = ((lambda: False) if busy else pauses(rng) for _ in range(3))
         memory = [0] * self._config.accumulator_rows
         written = popped = loaded = stored = blocks_used = 0
-        result_row = scale_row = 0
+        results, scale_row = deque([0] * RESULT_LATENCY), 0
         for _ in range(ScaleLane.latency):  # until registers without a reset hold something
             await block.drive()
         for cycle in range(cycles):
-            block.results.drive(memory[result_row])
+            block.results.drive(results.popleft())
             block.scale.drive(self.scales[scale_row])
             write = (
                 written < len(self.rows)
@@ -120,7 +123,8 @@ class Surroundings:
             signal = block.signal.fields()
             if signal.mask:
                 self.signals.append((signal.mask, signal.index, len(self.beats)))
-            result_row, scale_row = block.result_row.sample(), block.scale_row.sample()
+            results.append(memory[block.result_row.sample()])
+            scale_row = block.scale_row.sample()
             idle = not block.busy.sample()
             await block.drive()
             if idle and len(self.beats) >= total:

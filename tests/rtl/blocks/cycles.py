@@ -6,6 +6,7 @@ still before the rising edge; so it makes no difference in which order a simulat
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,7 +64,7 @@ class Block(SimpleNamespace):
             if member.flow == wiring.In:
                 self._inputs.append(port)
             owner: Any = self
-            for step, following in zip(path, path[1:], strict=False):
+            for step, following in pairwise(path):
                 owner = _member(owner, step, [] if isinstance(following, int) else SimpleNamespace())
             _member(owner, path[-1], port)
 

@@ -22,12 +22,19 @@ from runner import run
 
 from lepton_hw.config import get_config
 
+READ = (cocotb_queue, cocotb_memory_read, cocotb_activations, cocotb_weights)
+CONTROL = (cocotb_semaphores, cocotb_sequencer, cocotb_dispatcher, cocotb_register_file)
 COLUMN = (cocotb_chain, cocotb_accumulator)
-SMALL = (
-    *(cocotb_queue, cocotb_memory_read, cocotb_memory_write, cocotb_activations, cocotb_weights),
-    *(cocotb_semaphores, cocotb_sequencer, cocotb_dispatcher, cocotb_register_file),
-)
-ALL = (*COLUMN, *SMALL, cocotb_output, cocotb_array)
+RESULTS = (cocotb_memory_write, cocotb_output)
+ARRAY = (cocotb_array,)
+RUNS = [
+    *(("icarus", "nano", group) for group in (READ, CONTROL, COLUMN, RESULTS, ARRAY)),
+    ("icarus", "zcu104", COLUMN),
+    ("verilator", "sim", (*READ, *CONTROL)),
+    ("verilator", "sim", (*COLUMN, *RESULTS, *ARRAY)),
+    ("verilator", "pynq_z2", ARRAY),
+]
+"""Simulator, configuration and the benches that share a design: every block at two sizes, on two simulators."""
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("simulator", "config", "modules"),
-    [
-        pytest.param("verilator", "sim", ALL, id="all-verilator-sim"),
-        pytest.param("verilator", "pynq_z2", (cocotb_array,), id="array-verilator-pynq_z2"),
-        pytest.param("icarus", "nano", ALL, id="all-icarus-nano"),
-        pytest.param("icarus", "zcu104", COLUMN, id="column-icarus-zcu104"),
-    ],
+    RUNS,
+    ids=[f"{simulator}-{config}-{modules[0].__name__.removeprefix('cocotb_')}" for simulator, config, modules in RUNS],
 )
 def test_blocks(simulator: str, config: str, modules: tuple[ModuleType, ...], folder: Path) -> None:
-    """The benches of ``modules`` side by side in one design."""
     components = {
         name: component for module in modules for name, component in module.blocks(get_config(config)).items()
     }
