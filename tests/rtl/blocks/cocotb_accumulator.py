@@ -19,7 +19,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     return {name: Accumulator(rows=DEPTH, segments=segments, width=width) for name, segments in SEGMENTS.items()}
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(name=list(SEGMENTS), seed=[1, 2])
 async def totals_equal_the_model(dut, name: str, seed: int) -> None:
     """Reductions of one to many tiles and rows, the same row again as early as it may come, sums that wrap."""

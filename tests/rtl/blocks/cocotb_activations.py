@@ -16,7 +16,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     return {"activation_buffer": ActivationBuffer(config), "load": LoadUnit(config)}
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def buffer_keeps_what_is_written(dut) -> None:
     """Random writes and reads at the ends of both memories and between; no read of an entry being written."""
     rng = np.random.default_rng(8)
@@ -58,7 +58,7 @@ async def buffer_keeps_what_is_written(dut) -> None:
         await block.drive()
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2])
 async def rows_load_as_the_model_says(dut, seed: int) -> None:
     """Jobs of one to many rows and words, of several header groups; semaphores given when all is written."""

@@ -15,7 +15,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     return {"array": SystolicArray(config)}
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(pause=[0.0, 0.3])
 async def results_equal_the_model(dut, pause: float) -> None:
     """Products of several shapes back to back: every result right, every row after exactly ``latency`` cycles."""

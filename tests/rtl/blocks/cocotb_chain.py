@@ -17,7 +17,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     return {"chain": ProductChain(rows), "packed_chain": PackedProductChain(rows)}
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(name=["chain", "packed_chain"], seed=[1, 2])
 async def sums_equal_the_model(dut, name: str, seed: int) -> None:
     """Tiles of one to many rows, the next tile's weights as early as they may come and later, noise in between."""

@@ -200,7 +200,7 @@ async def run_list(
     return error, error_index
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2])
 async def valid_lists_become_their_jobs(dut, seed: int) -> None:
     """Lists of valid commands, every unit with pauses of its own."""
@@ -215,7 +215,7 @@ async def valid_lists_become_their_jobs(dut, seed: int) -> None:
             await run_list(block, config, data, length, rng)
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def wrong_commands_meet_their_error(dut) -> None:
     """After a valid command one that is likely wrong: the error and its index as the contract says, nothing issued."""
     rng = np.random.default_rng(12)

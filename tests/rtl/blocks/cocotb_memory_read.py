@@ -38,7 +38,7 @@ def all_pages(block: Block) -> dict[str, int]:
     return {"first": 0, "end": 1 << block.window.shape["end"].width - 1}
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(name=["splitter", "room_splitter"])
 async def bursts_equal_the_model(dut, name: str) -> None:
     """Transfers with pauses: every burst as in the model, none without room."""
@@ -82,7 +82,7 @@ async def bursts_equal_the_model(dut, name: str) -> None:
     assert block.error.sample() == 0
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def a_burst_every_four_cycles(dut) -> None:
     """Four cycles to the first burst, then one every four cycles."""
     config = bench_config()
@@ -102,7 +102,7 @@ async def a_burst_every_four_cycles(dut) -> None:
     assert offers == list(range(4, 44, 4))
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def keeps_inside_the_window(dut) -> None:
     """Bursts up to the end of the window, then the error WINDOW of the right command and nothing more."""
     rng = np.random.default_rng(4)
@@ -133,7 +133,7 @@ async def keeps_inside_the_window(dut) -> None:
             await block.drive()
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def halt_stops_offers(dut) -> None:
     """While ``halt`` is high no offer begins, and afterwards nothing is missing."""
     rng = np.random.default_rng(5)
@@ -238,14 +238,14 @@ async def run_port(dut, seed: int, faults: dict[int, int]) -> Block:
     return block
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def every_beat_reaches_its_reader(dut) -> None:
     """With pauses on every channel."""
     block = await run_port(dut, 6, {})
     assert block.error.sample() == 0
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(response=[1, 2, 3])
 async def reports_error_responses(dut, response: int) -> None:
     """SLVERR and DECERR are errors of the command the burst belongs to, EXOKAY is not."""
@@ -255,7 +255,7 @@ async def reports_error_responses(dut, response: int) -> None:
     assert (error.code, error.index) == ((0, 0) if response == 1 else (ErrorCode.READ, index))
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def lower_readers_come_first(dut) -> None:
     """Of several offers the lowest reader's is taken, and no more than the limit are outstanding."""
     config = bench_config()

@@ -84,7 +84,7 @@ async def run_store(dut, seed: int, *, jobs: int, fault: tuple[int, int] | None 
     return block
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2])
 async def everything_is_written(dut, seed: int) -> None:
     """Bursts, data, last flags and semaphores as the model says, every burst announced with its data at hand."""
@@ -92,7 +92,7 @@ async def everything_is_written(dut, seed: int) -> None:
     assert block.error.sample() == 0
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(response=[1, 2, 3])
 async def reports_error_responses(dut, response: int) -> None:
     """SLVERR and DECERR are errors of the command, whose semaphores are then not given; EXOKAY is not."""
@@ -101,7 +101,7 @@ async def reports_error_responses(dut, response: int) -> None:
     assert (error.code, error.index) == ((0, 0) if response == 1 else (ErrorCode.WRITE, 1004))
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def keeps_inside_the_window(dut) -> None:
     """A job outside the window is an error, and nothing is announced."""
     config = bench_config()
@@ -122,7 +122,7 @@ async def keeps_inside_the_window(dut) -> None:
     assert (error.code, error.index) == (ErrorCode.WINDOW, 9)
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def holds_its_depth_and_writes_a_beat_a_cycle(dut) -> None:
     """Takes ``STORE_BEATS`` beats without a job; then writes one a cycle while responses come."""
     config = bench_config()

@@ -33,7 +33,7 @@ def random_integers(rng: np.random.Generator, shape: tuple[int, ...]) -> I32:
     return rng.integers(-(1 << 31), 1 << 31, shape).astype(np.int32) >> rng.integers(0, 32, shape).astype(np.int32)
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def lane_equals_the_model(dut) -> None:
     """An operation a cycle, every operand in the cycle in which the lane wants it."""
     rng = np.random.default_rng(9)
@@ -153,7 +153,7 @@ def add_job(
     return [packed(beat) for beat in stream.reshape(-1, size)]
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2])
 async def stream_equals_the_model(dut, seed: int) -> None:
     """Raw and scaled jobs, with and without bias, with pauses everywhere; semaphores after the last beat of a job."""
@@ -179,7 +179,7 @@ async def stream_equals_the_model(dut, seed: int) -> None:
     assert all(left >= end for (_, _, left), end in zip(around.signals, ends, strict=True))
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(scaled=[0, 1])
 async def a_beat_a_cycle_while_the_store_has_room(dut, scaled: int) -> None:
     """Beats leave in every cycle, and exactly as many as the store buffer holds if none leaves it."""

@@ -21,7 +21,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     }
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(name=list(DEPTHS))
 async def items_leave_in_order(dut, name: str) -> None:
     """Whatever the pauses, what goes in comes out, once, in order."""
@@ -37,7 +37,7 @@ async def items_leave_in_order(dut, name: str) -> None:
     assert received == sent
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(name=list(DEPTHS))
 async def holds_depth_items_and_streams_one_a_cycle(dut, name: str) -> None:
     """Takes exactly ``depth`` items that are not taken from it, then passes one a cycle, ``latency`` cycles late."""

@@ -74,7 +74,7 @@ class Bus:
         port.drive(0)
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def every_register_has_its_reset_value(dut) -> None:
     """Every register and counter of the table; addresses without a register read zero."""
     bus = Bus(dut, 1)
@@ -89,7 +89,7 @@ async def every_register_has_its_reset_value(dut) -> None:
         assert await bus.read(offset, 4) == bytes(4), f"0x{offset:03x}"
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def stored_registers_keep_every_byte(dut) -> None:
     """Write and read back; each byte by itself by its strobe; outputs follow; nothing else changes."""
     rng = np.random.default_rng(2)
@@ -122,7 +122,7 @@ async def stored_registers_keep_every_byte(dut) -> None:
     assert list(block.bases.fields()) == [stored[f"BASE{i}"] for i in range(BASES)]
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def status_registers_show_their_inputs(dut) -> None:
     """Every status register."""
     rng = np.random.default_rng(3)
@@ -135,7 +135,7 @@ async def status_registers_show_their_inputs(dut) -> None:
             assert await bus.get(REGISTERS[name.upper()]) == value, name
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def start_done_and_interrupt(dut) -> None:
     """The ap_ctrl_hs protocol: start once, idle, done cleared by reading or a start, interrupt by its two enables."""
     bus = Bus(dut, 4)
@@ -204,7 +204,7 @@ async def _read_often(bus: Bus, register: Register) -> list[int]:
     return [await bus.get(register) for _ in range(15)]
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def counters_count_their_events(dut) -> None:
     """Each counter its own event, cleared by a start, beyond nothing else."""
     rng = np.random.default_rng(5)

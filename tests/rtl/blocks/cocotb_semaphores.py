@@ -18,7 +18,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     return {"semaphores": Semaphores(givers=GIVERS, takers=TAKERS)}
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(generosity=[0.03, 0.1, 0.4])
 async def every_cycle_equals_the_model(dut, generosity: float) -> None:
     """Random givers and takers, up to an overflow, which is an error of a command that gave in that cycle."""
@@ -70,7 +70,7 @@ async def every_cycle_equals_the_model(dut, generosity: float) -> None:
                 break
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def counts_to_the_maximum(dut) -> None:
     """Every semaphore counts to its maximum without an error; one more is an error of its command."""
     block = Block(dut, "semaphores", blocks(bench_config())["semaphores"])

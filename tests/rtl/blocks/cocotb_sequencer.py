@@ -27,7 +27,7 @@ def random_job(config: HardwareConfig, rng: np.random.Generator, index: int) -> 
     }
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2, 3])
 async def issues_equal_the_model(dut, seed: int) -> None:
     """Every row once, in order; the first of a tile only with its weights, the last tile's only with room."""
@@ -93,7 +93,7 @@ async def issues_equal_the_model(dut, seed: int) -> None:
     assert not block.busy.sample()
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def a_row_every_cycle_until_there_is_no_room(dut) -> None:
     """With weights at hand a row is issued in every cycle, until the result memory is full; one pop is one row."""
     config = bench_config()

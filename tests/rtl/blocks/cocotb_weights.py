@@ -15,7 +15,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     return {"weight_loader": WeightLoader(config)}
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2, 3])
 async def beats_go_where_the_model_says(dut, seed: int) -> None:
     """Every beat to its tile row or parameter; none over a tile that waits, none over parameters in use."""
@@ -75,7 +75,7 @@ async def beats_go_where_the_model_says(dut, seed: int) -> None:
     assert not block.busy.sample()
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def a_beat_every_cycle_when_taken_at_once(dut) -> None:
     """With one activation row the loader takes a beat in every cycle, and one cycle goes by between jobs."""
     config = bench_config()

@@ -63,7 +63,27 @@ def run(
     environment: Mapping[str, str],
     optimization: str = "-O0",
 ) -> None:
-    """Run the cocotb tests of ``modules`` (in the folder of this file) on the components.
+    """Run the cocotb tests of ``modules`` (in the folder of this file) on components side by side.
+
+    Arguments as for :func:`run_design`.
+    """
+    design = to_verilog(component_rtlil(SideBySide(components), TOP))
+    run_design(
+        design, TOP, modules, simulator=simulator, folder=folder, environment=environment, optimization=optimization
+    )
+
+
+def run_design(
+    verilog: str,
+    top: str,
+    modules: Sequence[str],
+    *,
+    simulator: str,
+    folder: Path,
+    environment: Mapping[str, str],
+    optimization: str = "-O0",
+) -> None:
+    """Run the cocotb tests of ``modules`` (in the folder of this file) on the module ``top`` of ``verilog``.
 
     ``optimization`` is an option of the C++ compiler: most benches run for seconds, and compile time counts. Several
     runs may share a ``folder``, so that a simulator's own run-time is compiled once.
@@ -80,12 +100,12 @@ def run(
         )
         patch.setenv("MAKEFLAGS", " ".join(f"{name}={value}" for name, value in settings.items()))
         patch.syspath_prepend(Path(__file__).parent)
-        source = folder / f"{TOP}.v"
-        source.write_text(settled_at_start(to_verilog(component_rtlil(SideBySide(components), TOP))))
+        source = folder / f"{top}.v"
+        source.write_text(settled_at_start(verilog))
         runner = get_runner(simulator)
         runner.build(
             sources=[source],
-            hdl_toplevel=TOP,
+            hdl_toplevel=top,
             build_dir=folder,
             build_args=BUILD_ARGUMENTS[simulator],
             timescale=("1ns", "1ns"),
@@ -97,7 +117,7 @@ def run(
         with contextlib.suppress(SystemExit):  # how the runner says that tests have failed
             runner.test(
                 test_module=list(modules),
-                hdl_toplevel=TOP,
+                hdl_toplevel=top,
                 hdl_toplevel_lang="verilog",
                 build_dir=folder,
                 test_dir=folder,
