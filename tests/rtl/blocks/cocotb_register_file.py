@@ -1,6 +1,7 @@
 """Bench of the register file, over AXI4-Lite."""
 
 from itertools import cycle
+from typing import Any
 
 import cocotb
 import numpy as np
@@ -44,7 +45,8 @@ class Bus:
         self._master = AxiLiteMaster(bus, self._dut.clk, self._dut.rst)
         pause = pauses(np.random.default_rng(self._seed))
         pattern = [pause() for _ in range(1000)]
-        write, read = self._master.write_if, self._master.read_if
+        write: Any = self._master.write_if
+        read: Any = self._master.read_if
         for i, channel in enumerate(
             (write.aw_channel, write.w_channel, write.b_channel, read.ar_channel, read.r_channel)
         ):

@@ -12,7 +12,8 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
-from cocotb_tools.runner import get_results, get_runner
+from cocotb_tools.check_results import get_results
+from cocotb_tools.runner import get_runner
 
 from lepton_rtl.generate import component_rtlil, to_verilog
 from lepton_sim.toolchain import find_toolchain
