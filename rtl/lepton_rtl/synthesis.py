@@ -294,7 +294,8 @@ def measure(
 ) -> Resources:
     """Count what a synthesized module takes (see :func:`synthesize`)."""
     family = part.family
-    cells = {name: cell["type"] for name, cell in netlist["cells"].items()}
+    # Cells that a pass has made are called like "$flatten\engine.\array.": the same path with marks in it.
+    cells = {name.replace("\\", ""): cell["type"] for name, cell in netlist["cells"].items()}
     types = Counter(cells.values())
     columns = (PackedProductChain if config.packed_multipliers else ProductChain).columns
     return Resources(

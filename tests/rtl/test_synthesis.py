@@ -18,7 +18,7 @@ from lepton_rtl.synthesis import ECP5, PARTS, XC7, SynthesisError, measure, read
 NETLIST = {
     "cells": {
         "engine.array.chain_0_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
-        "engine.array.chain_7_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
+        "$flatten\\engine.\\array.\\chain_7_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
         "engine.dispatcher.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
         "engine.words.0.0": {"type": "DP16KD"},
         "engine.words.0.1": {"type": "DP16KD"},
