@@ -76,7 +76,7 @@ def generate(config: HardwareConfig, folder: Path) -> Manifest:
 
 def component_rtlil(component: wiring.Component, name: str) -> str:
     """A component in RTLIL with the module name ``name``, each distinct module written once."""
-    return merge_modules(rtlil.convert(component, name=name, emit_src=False), name)
+    return plain_names(merge_modules(rtlil.convert(component, name=name, emit_src=False), name))
 
 
 def to_verilog(text: str) -> str:
@@ -106,12 +106,21 @@ def merge_modules(text: str, top: str) -> str:
         if not replaced:
             return text
         text = pattern.sub(partial(_drop_module, replaced), text)
-        text = re.sub(r"^(\s*cell )(\S+)( \S+)$", partial(_rename_cell, replaced), text, flags=re.M)
+        text = re.sub(r"^(\s*cell )(\S+)( \S+)$", partial(_rename, replaced), text, flags=re.M)
+
+
+def plain_names(text: str) -> str:
+    """Give modules names without dots, which yosys' abc9 takes for paths."""
+    names = re.findall(r"^module (\S+)$", text, re.M)
+    plain = {name: name.replace(".", "_") for name in names}
+    assert len(set(plain.values())) == len(names), "module names differ in more than dots"
+    text = re.sub(r"^(module )(\S+)()$", partial(_rename, plain), text, flags=re.M)
+    return re.sub(r"^(\s*cell )(\S+)( \S+)$", partial(_rename, plain), text, flags=re.M)
 
 
 def _drop_module(replaced: dict[str, str], module: re.Match[str]) -> str:
     return "" if module[1] in replaced else module[0]
 
 
-def _rename_cell(replaced: dict[str, str], cell: re.Match[str]) -> str:
-    return cell[1] + replaced.get(cell[2], cell[2]) + cell[3]
+def _rename(names: dict[str, str], line: re.Match[str]) -> str:
+    return line[1] + names.get(line[2], line[2]) + line[3]

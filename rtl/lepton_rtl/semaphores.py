@@ -86,13 +86,12 @@ class Semaphores(wiring.Component):
         m.d.comb += [self.oldest.eq(oldest), self.waiting.eq(waiting)]
 
         counts = [Signal(SEMAPHORE_MAX.bit_length() + 1, name=f"count_{i}") for i in range(SEMAPHORES)]
-        giver = Signal(INDEX_BITS, reset_less=True)
-        for signal in self.signals:
-            with m.If(signal.mask.any()):
-                m.d.sync += giver.eq(signal.index)
+        overflow = Signal(SEMAPHORES)
         for i, count in enumerate(counts):
             m.d.sync += count.eq(count + sum(signal.mask[i] for signal in self.signals) - taken[i])
-            m.d.comb += self.counts[i].eq(count)
-            with m.If(count > SEMAPHORE_MAX):
-                m.d.sync += [self.error.code.eq(ErrorCode.SEMAPHORE), self.error.index.eq(giver)]
+            m.d.comb += [self.counts[i].eq(count), overflow[i].eq(count > SEMAPHORE_MAX)]
+        for i, signal in enumerate(self.signals):
+            given = delay(m, signal, 1, f"given_{i}")
+            with m.If((given.mask & overflow).any()):
+                m.d.sync += [self.error.code.eq(ErrorCode.SEMAPHORE), self.error.index.eq(given.index)]
         return m

@@ -27,7 +27,7 @@ class Sequencer(wiring.Component):
     jobs : In(stream of ARRAY_LAYOUT)
     wait : Out(WAIT_LAYOUT), grant : In(1); the semaphores taken before a job's first row
     issue : Out(ISSUE_LAYOUT), read_address : Out; to array and activation buffer in the same cycle
-    loaded : In(1); the next tile's weights are in the array
+    loaded : In(1); the next tile's weights are in the array; low in the cycle after ``take``
     take : Out(1); the first row of a tile is issued
     popped : In(1); a row of results has been taken from the result memory
     stall : Out(STALL_LAYOUT)
@@ -74,6 +74,9 @@ class Sequencer(wiring.Component):
         # What a row is the last of is known when the row before is issued, so no comparison delays the issue.
         one_row, last_row = Signal(reset_less=True), Signal(reset_less=True)
         one_tile, last_tile = Signal(reset_less=True), Signal(reset_less=True)
+        # A tile is many beats, so the next block's last tile is long after this one's: blocks are counted a cycle late.
+        block_end, counted = Signal(), Signal()
+        last_block = Signal(reset_less=True)
         address = Signal(range(self._config.activation_words), reset_less=True)
         tile_address = Signal.like(address, reset_less=True)
 
@@ -103,7 +106,10 @@ class Sequencer(wiring.Component):
         m.d.sync += [
             room.eq(room + self.popped - (issue & last_tile)),
             room_left.eq((room > 1) | self.popped | ((room == 1) & ~(issue & last_tile))),
+            counted.eq(block_end),
         ]
+        with m.If(counted):
+            m.d.sync += [blocks_left.eq(blocks_left - 1), last_block.eq(blocks_left == 2)]
 
         with m.If(self.grant):
             m.d.sync += [
@@ -122,6 +128,7 @@ class Sequencer(wiring.Component):
                 last_row.eq(job.rows == 1),
                 one_tile.eq(job.words == 1),
                 last_tile.eq(job.words == 1),
+                last_block.eq(job.blocks == 1),
             ]
         with m.If(issue):
             m.d.sync += [
@@ -139,13 +146,13 @@ class Sequencer(wiring.Component):
                     last_tile.eq(words_left == 2),
                 ]
                 with m.If(last_tile):
+                    m.d.comb += block_end.eq(1)
                     m.d.sync += [
                         address.eq(activation),
                         tile_address.eq(activation),
                         words_left.eq(words),
                         first_tile.eq(1),
                         last_tile.eq(one_tile),
-                        blocks_left.eq(blocks_left - 1),
-                        running.eq(blocks_left != 1),
+                        running.eq(~last_block),
                     ]
         return m

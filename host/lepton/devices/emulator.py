@@ -4,6 +4,8 @@ What a list does to memory, which error stops it at which command, and the count
 those of the hardware; there is no clock.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +29,12 @@ DEFAULT_MEMORY_BYTES = 1 << 30
 
 BUILD = "0" * 16
 """There is no design to hash: what the emulator does is defined by the release."""
+
+THREADS = os.cpu_count() or 1
+"""Threads that share a GEMM."""
+
+_SHARED_PRODUCTS = 1 << 18
+"""A GEMM with fewer products is done before another thread has woken up."""
 
 _MAX_PLANS = 8192
 
@@ -109,6 +117,7 @@ class Emulator:
         # Mantissas already shifted left: a word keeps its shift, however later commands arrange the words.
         self._buffer = np.zeros(config.activation_words * config.array_size, np.int16)
         self._eighths = np.zeros(config.scale_rows, np.float32)
+        self._threads = ThreadPoolExecutor(max(1, THREADS - 1), "emulator")
         self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
         # Mantissas of a weight stream lie here where the stream lies in memory.
         self._mantissas = np.empty(memory.size, np.int8)
@@ -163,6 +172,10 @@ class Emulator:
         self._weight_pages[first:last] = bytes(last - first)
         for weights in self._weights.values():
             self._mark(weights.begin, weights.end)
+
+    def close(self) -> None:
+        """End the threads. The emulator cannot be used afterwards."""
+        self._threads.shutdown()
 
     def _mark(self, begin: int, end: int) -> None:
         first, last = begin // PAGE_BYTES, -(-end // PAGE_BYTES)
@@ -235,7 +248,8 @@ class Emulator:
         weights = step.weights
         if weights is None or not weights.valid:
             weights = step.weights = self._unpack(step)
-        kernels.gemm(
+        columns, length = weights.mantissa.shape
+        work = (
             self._buffer,
             command.activation * size,
             command.rows,
@@ -250,6 +264,16 @@ class Emulator:
             step.output_offset // 4,
             size,
         )
+        share = columns
+        if command.rows * columns * length >= _SHARED_PRODUCTS:
+            share = -(-command.blocks // THREADS) * size
+        others = [
+            self._threads.submit(kernels.gemm, *work, begin, min(begin + share, columns))
+            for begin in range(share, columns, share)
+        ]
+        kernels.gemm(*work, 0, share)
+        for other in others:
+            other.result()
         self.invalidate(step.output_offset, step.output_bytes)
 
     def _unpack(self, step: _GemmStep) -> _Weights:
@@ -303,6 +327,9 @@ class EmulatorDevice(Device):
 
     def counters(self) -> Counters:
         return self._emulator.counters
+
+    def close(self) -> None:
+        self._emulator.close()
 
     def _write(self, address: int, data: Bytes) -> None:
         offset = address - self._emulator.memory_base

@@ -112,20 +112,39 @@ def load(memory, memory_floats, source, size, rows, words, buffer, activation, s
             source += length
 
 
-@njit("void(i2[::1], i8, i8, f4[::1], i1[:, ::1], f4[::1], f4[::1], b1, b1, f4[::1], i4[::1], i8, i8)", cache=True)
+@njit(
+    "void(i2[::1], i8, i8, f4[::1], i1[:, ::1], f4[::1], f4[::1], b1, b1, f4[::1], i4[::1], i8, i8, i8, i8)",
+    cache=True,
+    nogil=True,
+)
 def gemm(
-    buffer, first, rows, eighths, weights, column_scale, bias, scaled, biased, memory_floats, memory_words, output, size
+    buffer,
+    first,
+    rows,
+    eighths,
+    weights,
+    column_scale,
+    bias,
+    scaled,
+    biased,
+    memory_floats,
+    memory_words,
+    output,
+    size,
+    begin,
+    end,
 ):
     """GEMM: ``rows`` rows from element ``first`` of ``buffer`` times ``weights`` [N, K] → results in memory.
 
     ``memory_floats`` and ``memory_words`` are the same memory as float32 and int32, ``output`` the results' first
-    word in it, ``size`` the array size.
+    word in it, ``size`` the array size. Computes the columns from ``begin`` to ``end``, so that threads can share
+    the work.
     """
-    columns, length = weights.shape
+    length = weights.shape[1]
     flat = weights.reshape(weights.size)
     whole = length // VECTOR * VECTOR
     products = np.empty(TILE * TILE, np.int32)
-    for n in range(0, columns, TILE):
+    for n in range(begin, end, TILE):
         block = output + n // size * rows * size + n % size
         m = 0
         while m < rows:

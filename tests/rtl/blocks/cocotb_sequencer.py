@@ -50,8 +50,10 @@ async def issues_equal_the_model(dut, seed: int) -> None:
     loaded = grant = running = False
     total = len(issues)
     remaining = 0
+    filling = 0
     while len(found) < total:
-        loaded = loaded or not loading()
+        loaded = loaded or (not filling and not loading())
+        filling = max(filling - 1, 0)
         pop = popped < finished and not popping()
         block.loaded.drive(int(loaded))
         block.popped.drive(int(pop))
@@ -79,7 +81,8 @@ async def issues_equal_the_model(dut, seed: int) -> None:
             )
             assert loaded or not issue.first_row
             assert finished - popped < config.accumulator_rows or not issue.last_tile
-            loaded = loaded and not issue.first_row
+            if issue.first_row:
+                loaded, filling = False, 1
             finished += issue.last_tile
             remaining -= 1
         running = remaining > 0
