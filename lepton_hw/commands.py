@@ -3,7 +3,7 @@
 A command is 64 bytes, sixteen little-endian 32-bit words. The last word makes the exclusive-or of all
 sixteen equal :data:`CHECK`, so a damaged or empty list is told from a good one before anything runs.
 
-Commands start in list order, but each unit (load, weight stream, array, output) runs ahead on its own.
+Commands start in list order, but each unit (load, weight stream, array, output, vector) runs ahead on its own.
 Order between units is explicit: eight counting semaphores. A command's unit first takes one from every
 semaphore in its wait mask, and adds one to every semaphore in its signal mask when the step is complete.
 A list must be executable one command at a time, in order: what a command waits for has been signalled by
@@ -29,6 +29,11 @@ BASES = 8
 
 OFFSET_BITS = 48
 
+CONTEXTS = 64
+"""Context registers, each the number of tokens of a sequence; set by CONTEXT, read when a later command is issued."""
+
+CONTEXTS_PER_COMMAND = 24
+
 
 class Opcode(IntEnum):
     """What a command does."""
@@ -39,7 +44,20 @@ class Opcode(IntEnum):
     LOAD = 2
     """Read packed activation rows from memory into the activation buffer and the row scale table."""
     GEMM = 3
-    """Multiply activation rows with a stream of weights and write the result stream to memory."""
+    """Multiply activation rows with a stream of weights and write the result stream to memory, or the result rows
+    to the vector memory."""
+    FETCH = 4
+    """Read float32 from memory into the vector memory."""
+    VECTOR = 5
+    """``y = f(a * b + c)`` on rows of the vector memory, written, reduced along the rows, or both."""
+    QUANTIZE = 6
+    """Rows of the vector memory to block-shifted int8 in the activation buffer and the row scale table."""
+    APPEND = 7
+    """Rows of the vector memory to int8 in the key or value cache, one for each token and head."""
+    STORE = 8
+    """Write rows of the vector memory to memory as float32."""
+    CONTEXT = 9
+    """Set context registers, before any later command is issued."""
 
 
 class GemmFlag(IntFlag):
@@ -51,6 +69,89 @@ class GemmFlag(IntFlag):
     Without it raw int32 accumulators are written and the stream carries weights only."""
     BIAS = 2
     """The stream carries a bias after the column scales of each block. Needs FLOAT."""
+    ROWS = 4
+    """Write rows to the vector memory: row m from word ``target + m * target_pitch`` on. ``output`` is zero. Needs
+    FLOAT."""
+    BLOCKS = 8
+    """The number of blocks is that of R tokens each which hold the context, at most ``blocks``."""
+    WORDS = 16
+    """The number of words is that of R tokens each which hold the context, at most ``words``."""
+
+
+class VectorFlag(IntFlag):
+    """Options of VECTOR."""
+
+    NONE = 0
+    WRITE = 1
+    """Write y to the target."""
+    B_VALUE = 2
+    """``b`` is the number ``b_value``, not an operand from the vector memory."""
+    C_VALUE = 4
+    """``c`` is the number ``c_value``."""
+    SQUARE = 8
+    """``b`` is ``a``. Excludes B_VALUE."""
+    MASK = 16
+    """Elements outside ``[limit - window, limit)`` are written as zero and reduced as the neutral element."""
+    CAUSAL = 32
+    """The limit of row i is ``context - offset + i``, else it is the context."""
+    LENGTH = 64
+    """The number of words is that which holds the context rounded up to R elements, at most ``words``."""
+
+
+class Step(IntFlag):
+    """Operands of VECTOR that go to the next word with every word; the others stay at a row's first, broadcast."""
+
+    A = 1
+    B = 2
+    C = 4
+
+
+class Combine(IntEnum):
+    """What VECTOR does with ``p = a * b`` and ``c``."""
+
+    ADD = 0
+    """``p + c``"""
+    SUBTRACT = 1
+    """``p - c``"""
+    MAXIMUM = 2
+    """the larger of ``p`` and ``c``"""
+    SELECT = 3
+    """``b`` where ``a >= 0``, else ``c``"""
+
+
+class Function(IntEnum):
+    """``f`` of VECTOR."""
+
+    IDENTITY = 0
+    EXPONENTIAL = 1
+    RECIPROCAL = 2
+    RSQRT = 3
+
+
+class Reduce(IntEnum):
+    """What VECTOR reduces each row of y to, in the order of :func:`lepton_hw.numerics.reduce_rows`."""
+
+    NONE = 0
+    SUM = 1
+    MAXIMUM = 2
+    ABSOLUTE = 3
+    """The largest magnitude."""
+
+
+class LengthFlag(IntFlag):
+    """Options of FETCH and QUANTIZE."""
+
+    NONE = 0
+    LENGTH = 64
+    """The number of words is that which holds the context rounded up to R elements, at most ``words``."""
+
+
+class AppendFlag(IntFlag):
+    """Options of APPEND."""
+
+    KEY = 0
+    VALUE = 1
+    """Write to a value cache; else to a key cache."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +203,24 @@ HEADER: tuple[Field, ...] = (
 
 CHECK_FIELD = Field("check", 480, 32, "makes the exclusive-or of all words the check constant")
 
+_SHAPE = (
+    Field("outer", 32, 16, "rows of the outer dimension, i"),
+    Field("inner", 48, 16, "rows of the inner dimension, j: row (i, j) is the ``i * inner + j``-th"),
+    Field("words", 64, 16, "words of a row"),
+)
+
+
+def _operand(name: str, low: int, about: str) -> tuple[Field, ...]:
+    """Where row (i, j) of an operand begins: ``start + i * outer + j * inner``."""
+    return (
+        Field(f"{name}_start", low, 16, f"word of the vector memory: {about}"),
+        Field(f"{name}_outer", low + 16, 16, "words from row (i, j) to row (i + 1, j)"),
+        Field(f"{name}_inner", low + 32, 16, "words from row (i, j) to row (i, j + 1)"),
+    )
+
+
+_CONTEXT = Field("context", 80, 8, "context register, for what depends on it")
+
 FIELDS: dict[Opcode, tuple[Field, ...]] = {
     Opcode.END: HEADER,
     Opcode.LOAD: (
@@ -123,6 +242,73 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("read_signal", 120, 8, "semaphores given when activations and row scales have been read"),
         Field("weights", 128, 64, "address of the weight stream"),
         Field("output", 192, 64, "address of the result stream"),
+        Field("pitch", 256, 16, "words from one activation row to the next; 0 for ``words``"),
+        Field("context", 272, 8, "context register, with BLOCKS or WORDS"),
+        Field("stride", 288, 32, "beats from the stream of one block to that of the next; 0 if it follows at once"),
+        Field("target", 320, 16, "first word in the vector memory, with ROWS"),
+        Field("target_pitch", 336, 16, "words from one result row to the next, with ROWS"),
+    ),
+    Opcode.FETCH: (
+        *HEADER,
+        Field("words", 64, 16, "words of the vector memory, each a beat"),
+        _CONTEXT,
+        Field("target", 96, 16, "first word in the vector memory"),
+        Field("source", 128, 64, "address of the float32 values"),
+    ),
+    Opcode.VECTOR: (
+        *HEADER,
+        *_SHAPE,
+        _CONTEXT,
+        Field("step", 88, 4, "operands that go to the next word with every word"),
+        Field("combine", 92, 4, "combination of ``a * b`` and ``c``"),
+        Field("function", 96, 4, "function of the combination"),
+        Field("reduce", 100, 4, "reduction of the rows"),
+        Field("offset", 112, 16, "tokens of the context behind row i = 0, with CAUSAL"),
+        Field("window", 128, 16, "elements before the limit that count; 0 for all"),
+        *_operand("a", 144, "first word of ``a``"),
+        *_operand("b", 192, "first word of ``b``"),
+        *_operand("c", 240, "first word of ``c``"),
+        *_operand("target", 288, "first word of y"),
+        Field("reduced", 336, 16, "word of the first row's reduction; that of row n is n words on, in all lanes"),
+        Field("b_value", 352, 32, "float32, with B_VALUE"),
+        Field("c_value", 384, 32, "float32, with C_VALUE"),
+    ),
+    Opcode.QUANTIZE: (
+        *HEADER,
+        *_SHAPE,
+        _CONTEXT,
+        *_operand("a", 144, "first word of the rows"),
+        Field("largest", 192, 16, "word with the largest magnitude of the first row; that of row n is n words on"),
+        Field("inverse", 208, 16, "word with the reciprocal of the scale of the first row; likewise"),
+        Field("activation", 224, 16, "first word in the activation buffer"),
+        Field("pitch", 240, 16, "words from one activation row to the next"),
+        Field("row", 256, 16, "first entry of the row scale table"),
+    ),
+    Opcode.APPEND: (
+        *HEADER,
+        *_SHAPE,
+        _CONTEXT,
+        Field("offset", 112, 16, "tokens of the context behind token i = 0: its position is ``context - offset``"),
+        *_operand("a", 144, "first word of the rows"),
+        Field("largest", 192, 16, "word with the largest magnitude of the first row; that of row n is n words on"),
+        Field("inverse", 208, 16, "word with the reciprocal of the scale of the first row; likewise"),
+        Field("cache", 256, 64, "address of the cache of head j = 0"),
+        Field("scales", 320, 64, "address of the scales of head j = 0, with VALUE"),
+        Field("head_stride", 384, 32, "beats from the cache of one head to that of the next"),
+        Field("stride", 416, 32, "beats from one block of R dimensions to the next, with VALUE"),
+        Field("scale_stride", 448, 32, "beats from the scales of one head to those of the next, with VALUE"),
+    ),
+    Opcode.STORE: (
+        *HEADER,
+        *_SHAPE,
+        *_operand("a", 144, "first word of the rows"),
+        Field("output", 192, 64, "address of the first row; the others follow"),
+    ),
+    Opcode.CONTEXT: (
+        *HEADER,
+        Field("first", 32, 8, "first context register that is set"),
+        Field("count", 40, 8, f"registers that are set, at most {CONTEXTS_PER_COMMAND}"),
+        *(Field(f"tokens_{i}", 64 + 16 * i, 16, "tokens") for i in range(CONTEXTS_PER_COMMAND)),
     ),
 }
 """Fields of each command. Bits outside them are zero."""
@@ -164,7 +350,12 @@ class Gemm:
     row: int
     blocks: int
     weights: Address
-    output: Address
+    output: Address = Address(0, 0)
+    pitch: int = 0
+    stride: int = 0
+    context: int = 0
+    target: int = 0
+    target_pitch: int = 0
     flags: int = 0
     wait: int = 0
     signal: int = 0
@@ -172,13 +363,152 @@ class Gemm:
     read_signal: int = 0
 
 
-Command = End | Load | Gemm
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Read ``words`` words of float32 into the vector memory."""
 
-_TYPES: dict[Opcode, type[End] | type[Load] | type[Gemm]] = {
-    Opcode.END: End,
-    Opcode.LOAD: Load,
-    Opcode.GEMM: Gemm,
+    opcode = Opcode.FETCH
+    words: int
+    target: int
+    source: Address
+    context: int = 0
+    flags: int = 0
+    wait: int = 0
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """Compute on ``outer`` x ``inner`` rows of ``words`` words."""
+
+    opcode = Opcode.VECTOR
+    words: int
+    outer: int = 1
+    inner: int = 1
+    a_start: int
+    a_outer: int = 0
+    a_inner: int = 0
+    b_start: int = 0
+    b_outer: int = 0
+    b_inner: int = 0
+    c_start: int = 0
+    c_outer: int = 0
+    c_inner: int = 0
+    target_start: int = 0
+    target_outer: int = 0
+    target_inner: int = 0
+    reduced: int = 0
+    b_value: int = 0
+    c_value: int = 0
+    step: int = Step.A | Step.B | Step.C
+    combine: int = Combine.ADD
+    function: int = Function.IDENTITY
+    reduce: int = Reduce.NONE
+    context: int = 0
+    offset: int = 0
+    window: int = 0
+    flags: int = 0
+    wait: int = 0
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Quantize ``outer`` x ``inner`` rows of ``words`` words for the array."""
+
+    opcode = Opcode.QUANTIZE
+    words: int
+    outer: int = 1
+    inner: int = 1
+    a_start: int
+    a_outer: int = 0
+    a_inner: int = 0
+    largest: int
+    inverse: int
+    activation: int
+    pitch: int
+    row: int
+    context: int = 0
+    flags: int = 0
+    wait: int = 0
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """Append ``outer`` tokens of ``inner`` heads to a key or value cache."""
+
+    opcode = Opcode.APPEND
+    words: int
+    outer: int = 1
+    inner: int = 1
+    a_start: int
+    a_outer: int = 0
+    a_inner: int = 0
+    largest: int
+    inverse: int
+    context: int
+    offset: int
+    cache: Address
+    head_stride: int
+    scales: Address = Address(0, 0)
+    stride: int = 0
+    scale_stride: int = 0
+    flags: int = 0
+    wait: int = 0
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Write ``outer`` x ``inner`` rows of ``words`` words to memory."""
+
+    opcode = Opcode.STORE
+    words: int
+    outer: int = 1
+    inner: int = 1
+    a_start: int
+    a_outer: int = 0
+    a_inner: int = 0
+    output: Address
+    flags: int = 0
+    wait: int = 0
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Set the context registers from ``first`` on to ``tokens``."""
+
+    opcode = Opcode.CONTEXT
+    first: int
+    tokens: tuple[int, ...]
+    flags: int = 0
+    wait: int = 0
+    signal: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.tokens) <= CONTEXTS_PER_COMMAND:
+            raise CommandError(
+                f"CONTEXT: must set 1 to {CONTEXTS_PER_COMMAND} registers, not {len(self.tokens)}; use several commands"
+            )
+
+    def __getattr__(self, name: str) -> int:
+        # The fields "count" and "tokens_0" and on, of which the latter are zero beyond the count.
+        if name == "count":
+            return len(self.tokens)
+        if name.startswith("tokens_"):
+            index = int(name.removeprefix("tokens_"))
+            return self.tokens[index] if index < len(self.tokens) else 0
+        raise AttributeError(name)
+
+
+Command = End | Load | Gemm | Fetch | Vector | Quantize | Append | Store | Context
+
+COMMANDS: dict[Opcode, type[Command]] = {
+    command.opcode: command for command in (End, Load, Gemm, Fetch, Vector, Quantize, Append, Store, Context)
 }
+"""The dataclass of each opcode."""
 
 
 def _fold(words: Iterable[int]) -> int:
@@ -248,7 +578,16 @@ def decode(data: bytes) -> Command:
     if bits & ((1 << CHECK_FIELD.low) - 1):
         raise CommandError(f"{opcode.name}: bits outside the fields must be zero; encode it with this release")
     del values["opcode"]
-    return _TYPES[opcode](**values)  # type: ignore[arg-type]
+    if opcode is Opcode.CONTEXT:
+        count = values.pop("count")
+        tokens = [values.pop(f"tokens_{i}") for i in range(CONTEXTS_PER_COMMAND)]
+        if not 1 <= count <= CONTEXTS_PER_COMMAND or any(tokens[count:]):
+            raise CommandError(
+                f"CONTEXT: count must be 1 to {CONTEXTS_PER_COMMAND} and tokens beyond it zero, not {count}, {tokens}; "
+                f"encode it with this release"
+            )
+        values["tokens"] = tuple(tokens[:count])
+    return COMMANDS[opcode](**values)  # type: ignore[arg-type]
 
 
 def disassemble(data: bytes) -> str:
@@ -265,5 +604,5 @@ def disassemble(data: bytes) -> str:
             for field in FIELDS[command.opcode]
             if field.name != "opcode" and getattr(command, field.name) != 0
         ]
-        lines.append(f"{index // COMMAND_BYTES:4}  {command.opcode.name:<5} {' '.join(parts)}".rstrip())
+        lines.append(f"{index // COMMAND_BYTES:4}  {command.opcode.name:<8} {' '.join(parts)}".rstrip())
     return "\n".join(lines)

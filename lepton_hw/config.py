@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """Version of registers, commands and layouts; part of the configuration word."""
 
 BLOCK = 32
@@ -50,6 +50,9 @@ class HardwareConfig:
     address_bits: int
     """Width of an AXI address."""
 
+    vector_words: int
+    """Depth of the vector memory in words of ``lanes`` float32, each as wide as a beat; a power of two."""
+
     packed_multipliers: bool
     """Two products per hardware multiplier (25 x 18 bit), for devices with few DSP blocks."""
 
@@ -80,6 +83,7 @@ class HardwareConfig:
             f"a power of two from {2 * self.burst_beats} (two bursts) to 4096",
             power_of_two(self.weight_fifo_beats, 2 * self.burst_beats, 4096),
         )
+        check("vector_words", "a power of two from 1024 to 65536", power_of_two(self.vector_words, 1024, 65536))
         check("address_bits", "from 32 to 64", 32 <= self.address_bits <= 64)
 
     @property
@@ -89,7 +93,7 @@ class HardwareConfig:
 
     @property
     def lanes(self) -> int:
-        """float32 lanes of the output stage: one beat of results a cycle."""
+        """float32 lanes of the output stage and the vector unit: one beat a cycle."""
         return self.array_size // 4
 
     @property
@@ -121,6 +125,7 @@ class HardwareConfig:
             "activation_words": self.activation_words.bit_length() - 1,
             "weight_fifo_beats": self.weight_fifo_beats.bit_length() - 1,
             "address_bits": self.address_bits - 1,
+            "vector_words": self.vector_words.bit_length() - 1,
             "packed_multipliers": int(self.packed_multipliers),
             "contract_version": CONTRACT_VERSION,
         }
@@ -145,18 +150,20 @@ class HardwareConfig:
             activation_words=1 << fields["activation_words"],
             weight_fifo_beats=1 << fields["weight_fifo_beats"],
             address_bits=fields["address_bits"] + 1,
+            vector_words=1 << fields["vector_words"],
             packed_multipliers=bool(fields["packed_multipliers"]),
         )
 
 
 CONFIG_WORD: tuple[tuple[str, int, int], ...] = (
-    ("array_size", 0, 4),
-    ("accumulator_rows", 4, 4),
-    ("activation_words", 8, 5),
-    ("weight_fifo_beats", 13, 4),
-    ("address_bits", 17, 6),
-    ("packed_multipliers", 23, 1),
-    ("contract_version", 24, 8),
+    ("array_size", 0, 3),
+    ("accumulator_rows", 3, 4),
+    ("activation_words", 7, 5),
+    ("weight_fifo_beats", 12, 4),
+    ("address_bits", 16, 6),
+    ("vector_words", 22, 5),
+    ("packed_multipliers", 27, 1),
+    ("contract_version", 28, 4),
 )
 """Fields of the configuration word as (name, lowest bit, width). Sizes are stored as log2, ``address_bits``
 less one."""
@@ -171,6 +178,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             activation_words=2048,
             weight_fifo_beats=256,
             address_bits=32,
+            vector_words=8192,
             packed_multipliers=False,
         ),
         HardwareConfig(
@@ -180,6 +188,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             activation_words=8192,
             weight_fifo_beats=512,
             address_bits=32,
+            vector_words=16384,
             packed_multipliers=False,
         ),
         HardwareConfig(
@@ -189,6 +198,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             activation_words=8192,
             weight_fifo_beats=512,
             address_bits=32,
+            vector_words=16384,
             packed_multipliers=True,
         ),
         HardwareConfig(
@@ -198,6 +208,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             activation_words=8192,
             weight_fifo_beats=512,
             address_bits=40,
+            vector_words=16384,
             packed_multipliers=False,
         ),
         HardwareConfig(
@@ -207,6 +218,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             activation_words=8192,
             weight_fifo_beats=512,
             address_bits=40,
+            vector_words=16384,
             packed_multipliers=False,
         ),
     )

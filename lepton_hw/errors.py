@@ -43,3 +43,6 @@ class ErrorCode(IntEnum):
     """The list ended without an END command; the index is the number of commands."""
     SEMAPHORE = 8
     """A semaphore was signalled beyond its maximum, or waited for with nothing left to signal it."""
+    RANGE = 9
+    """A row of an operand or result leaves the vector memory, the activation buffer or the row scale table, or a token
+    its context."""

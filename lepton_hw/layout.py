@@ -12,6 +12,11 @@ are padded with zeros to a multiple of R.
   beats, only with FLOAT), its R biases (float32, 4 beats, only with BIAS), then ``words`` tiles of R beats:
   beat k of tile t holds the weights of reduction index ``t * R + k`` for the R columns.
 - **Results.** Block after block of R columns; in a block row after row; a row is its R results, 4 bytes each.
+- **Key cache** of a head with D dimensions: a weight stream whose columns are tokens, so block after block of R
+  tokens; a block is its R scales (4 beats) and D beats, one for each dimension.
+- **Value cache** of a head: a weight stream whose reduction index is the token: D / R blocks, a block is R scales that
+  are 1 (4 beats) and one beat for each token there is room for. The scales of the tokens are an array of float32 beside
+  it: the attention weights are multiplied with them before they are quantized.
 """
 
 import numpy as np
@@ -153,3 +158,36 @@ def unpack_output(config: HardwareConfig, data: Bytes, rows: int, columns: int, 
     blocks = data.reshape(-1, rows, PARAMETER_BEATS * config.beat_bytes)
     joined = np.ascontiguousarray(blocks.transpose(1, 0, 2).reshape(rows, -1)[:, : 4 * columns])
     return joined.view(np.float32) if scaled else joined.view(np.int32)
+
+
+def key_block_beats(dimensions: int) -> int:
+    """Beats of one block of R tokens of a key cache."""
+    return PARAMETER_BEATS + dimensions
+
+
+def key_cache_beats(config: HardwareConfig, tokens: int, dimensions: int) -> int:
+    """Beats of the key cache of one head."""
+    return words_of(config, tokens) * key_block_beats(dimensions)
+
+
+def value_stride(config: HardwareConfig, tokens: int) -> int:
+    """Beats of one block of R dimensions of a value cache with room for ``tokens``."""
+    return PARAMETER_BEATS + words_of(config, tokens) * config.array_size
+
+
+def value_cache_beats(config: HardwareConfig, tokens: int, dimensions: int) -> int:
+    """Beats of the value cache of one head."""
+    return words_of(config, dimensions) * value_stride(config, tokens)
+
+
+def value_scale_beats(config: HardwareConfig, tokens: int) -> int:
+    """Beats of the token scales of the value cache of one head, room for whole blocks of R tokens."""
+    return words_of(config, tokens) * PARAMETER_BEATS
+
+
+def empty_value_cache(config: HardwareConfig, tokens: int, dimensions: int) -> Bytes:
+    """The value cache of one head before the first token, flat uint8."""
+    cache = np.zeros((words_of(config, dimensions), value_stride(config, tokens), config.beat_bytes), np.uint8)
+    ones = np.ones(config.array_size, "<f4").view(np.uint8)
+    cache[:, :PARAMETER_BEATS] = ones.reshape(PARAMETER_BEATS, -1)
+    return cache.reshape(-1)

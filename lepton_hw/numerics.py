@@ -5,6 +5,7 @@ a subnormal operand counts as a zero of its sign, a subnormal result becomes a z
 NaN result is the canonical one (0x7FC00000).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 
 from .config import BLOCK, MAX_REDUCTION
 from .errors import FormatError
+from .functions import F32, reciprocal
 
-F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 
 MANTISSA_MAX = np.float32(127.0)
+SCALE_OF_LARGEST = np.float32(1 / 127)
+"""An activation row's scale is its largest magnitude times this."""
 MAX_SHIFT = 3
 ROW_FLOOR = np.float32(2.0**-100)
 """A row or weight channel whose largest magnitude is below this is all zeros: its reciprocal would overflow."""
@@ -48,6 +51,25 @@ def float_add(a: F32, b: F32) -> F32:
 def int_to_float(x: I32) -> F32:
     """int32 to float32, rounded to nearest even."""
     return np.asarray(x, np.int32).astype(np.float32)
+
+
+def float_maximum(a: F32, b: F32) -> F32:
+    """The larger of ``a`` and ``b``, of equal ones ``a``; NaN if either is."""
+    a, b = flush(a), flush(b)
+    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(a >= b, a, b)).astype(np.float32)
+
+
+def reduce_rows(operation: Callable[[F32, F32], F32], x: F32) -> F32:
+    """Reduce the last axis of ``x`` pairwise: ``((x0 . x1) . (x2 . x3)) . ...``.
+
+    Neighbours are combined, then neighbouring results, and so on; an odd one at the end goes on as it is. The
+    order does not depend on the number of lanes, and adding zeros at the end of a sum only changes the sign of a
+    zero.
+    """
+    while x.shape[-1] > 1:
+        pairs = x.shape[-1] // 2 * 2
+        x = np.concatenate([operation(x[..., 0:pairs:2], x[..., 1:pairs:2]), x[..., pairs:]], axis=-1)
+    return x[..., 0]
 
 
 class QuantizedRows(NamedTuple):
@@ -81,19 +103,18 @@ def _finite_matrix(x: F32, subject: str, remedy: str) -> F32:
     return x
 
 
-def _scales(largest: F32) -> tuple[F32, F32]:
-    """``(largest / 127, 127 / largest)``, both zero below :data:`ROW_FLOOR`."""
+def row_scales(largest: F32) -> tuple[F32, F32]:
+    """``(largest * (1 / 127), reciprocal of that)``, both zero below :data:`ROW_FLOOR`."""
     live = largest >= ROW_FLOOR
-    safe = np.where(live, largest, np.float32(1))
-    zero = np.float32(0)
-    return np.where(live, safe / MANTISSA_MAX, zero), np.where(live, MANTISSA_MAX / safe, zero)
+    scale = np.where(live, largest, np.float32(1)) * SCALE_OF_LARGEST
+    return np.where(live, scale, np.float32(0)), np.where(live, reciprocal(scale), np.float32(0))
 
 
 def quantize_rows(x: F32) -> QuantizedRows:
     """Quantize activation rows ``x`` [M, K], without calibration.
 
-    Per row ``scale = absmax(row) / 127``. Per block of 32 the shift is the largest k in 0..3 with
-    ``absmax(block) <= absmax(row) / 2**k``, and the mantissa is ``rint(x * (2**k * (127 / absmax(row))))``
+    Per row ``scale = absmax(row) * (1 / 127)``. Per block of 32 the shift is the largest k in 0..3 with
+    ``absmax(block) <= absmax(row) / 2**k``, and the mantissa is ``rint(x * (2**k * reciprocal(scale)))``
     clamped to +-127. A last block shorter than 32 is a block of its own.
 
     Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
@@ -106,7 +127,7 @@ def quantize_rows(x: F32) -> QuantizedRows:
     blocked = padded.reshape(rows, blocks, BLOCK)
     block_largest = np.abs(blocked).max(axis=2)  # [M, B]
     largest = block_largest.max(axis=1)  # [M]
-    scale, inverse = _scales(largest)
+    scale, inverse = row_scales(largest)
     shift = np.zeros((rows, blocks), np.uint8)
     for k in range(1, MAX_SHIFT + 1):
         shift += block_largest <= (largest * np.float32(2.0**-k))[:, None]
@@ -122,8 +143,21 @@ def quantize_weights(w: F32) -> QuantizedWeights:
     Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
     """
     w = _finite_matrix(w, "weights", "check the model's files")
-    scale, inverse = _scales(np.abs(w).max(axis=1))
-    mantissa = np.clip(np.rint(w * inverse[:, None]), -MANTISSA_MAX, MANTISSA_MAX)
+    largest = np.abs(w).max(axis=1)
+    live = largest >= ROW_FLOOR
+    safe = np.where(live, largest, np.float32(1))
+    mantissa = np.where(live[:, None], np.rint(w * (MANTISSA_MAX / safe)[:, None]), np.float32(0))
+    mantissa = np.clip(mantissa, -MANTISSA_MAX, MANTISSA_MAX)
+    return QuantizedWeights(mantissa.astype(np.int8), np.where(live, safe / MANTISSA_MAX, np.float32(0)))
+
+
+def quantize_tokens(x: F32) -> QuantizedWeights:
+    """Quantize keys or values ``x`` [..., D] for the cache: int8 with one scale per row, no block shift.
+
+    ``scale = absmax(row) * (1 / 127)``, mantissa ``rint(x * reciprocal(scale))`` clamped to +-127.
+    """
+    scale, inverse = row_scales(np.abs(x).max(axis=-1))
+    mantissa = np.clip(np.rint(x * inverse[..., None]), -MANTISSA_MAX, MANTISSA_MAX)
     return QuantizedWeights(mantissa.astype(np.int8), scale)
 
 
