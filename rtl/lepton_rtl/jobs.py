@@ -2,6 +2,7 @@
 
 from amaranth.lib import data
 
+from lepton_hw.commands import CHECK_FIELD
 from lepton_hw.config import HardwareConfig
 
 INDEX_BITS = 24
@@ -74,6 +75,45 @@ OUTPUT_LAYOUT = data.StructLayout(
 def store_layout(config: HardwareConfig) -> data.StructLayout:
     """Job of the store unit; ``signal`` is given when the last response has come."""
     return data.StructLayout({"transfer": transfer_layout(config), "signal": MASK_BITS})
+
+
+VECTOR_COMMAND_BITS = CHECK_FIELD.low
+"""A command without its check word."""
+
+
+def vector_layout(config: HardwareConfig) -> data.StructLayout:
+    """Job of the vector unit: the ``command`` as it is in memory, and what has been resolved of it.
+
+    ``words`` are those of a row, ``tokens`` the context. ``first`` is the address of APPEND's cache or STORE's output,
+    ``second`` that of APPEND's scales.
+    """
+    return data.StructLayout(
+        {
+            "command": VECTOR_COMMAND_BITS,
+            "words": COUNT_BITS,
+            "tokens": COUNT_BITS,
+            "first": config.address_bits,
+            "second": config.address_bits,
+            "index": INDEX_BITS,
+        }
+    )
+
+
+def fetch_layout(config: HardwareConfig) -> data.StructLayout:
+    """Job of the fetch unit: beats to the words of the vector memory from ``target`` on."""
+    return data.StructLayout(
+        {"transfer": transfer_layout(config), "target": COUNT_BITS, "wait": MASK_BITS, "signal": MASK_BITS}
+    )
+
+
+def word_write_layout(config: HardwareConfig) -> data.StructLayout:
+    """A word on its way to the vector memory."""
+    return data.StructLayout({"address": range(config.vector_words), "data": 8 * config.beat_bytes})
+
+
+def strobed_layout(config: HardwareConfig) -> data.StructLayout:
+    """A beat on its way to memory, of which the bytes in ``strobe`` are written."""
+    return data.StructLayout({"data": 8 * config.beat_bytes, "strobe": config.beat_bytes})
 
 
 SIGNAL_LAYOUT = data.StructLayout({"mask": MASK_BITS, "index": INDEX_BITS})
