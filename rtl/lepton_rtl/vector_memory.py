@@ -1,11 +1,13 @@
 """The memory of the vector unit: words of L float32, each as wide as a beat."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lepton_hw.config import HardwareConfig
 
+from .delay import delay
 from .jobs import word_write_layout
 
 
@@ -46,4 +48,30 @@ class VectorMemory(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
-        return Module()
+        m = Module()
+        m.submodules.words = words = Memory(shape=8 * self._config.beat_bytes, depth=self._config.vector_words, init=[])
+        write, read = words.write_port(), words.read_port()
+        m.d.comb += [read.addr.eq(self.read_address), self.read_data.eq(delay(m, read.data, 1, "read_data"))]
+
+        # The two take turns while both ask; alone, one has them all.
+        turn = Signal()
+        others = (self.rows, self.fetch)
+        for number, source in enumerate(others):
+            m.d.comb += source.ready.eq((turn == number) & ~self.write)
+        with m.If(Mux(turn, self.rows.valid, self.fetch.valid)):
+            m.d.sync += turn.eq(~turn)
+
+        other = Mux(turn, Value.cast(self.fetch.payload), Value.cast(self.rows.payload))
+        chosen = Signal(word_write_layout(self._config))
+        m.d.comb += Value.cast(chosen).eq(other)
+        with m.If(self.write):
+            m.d.comb += [chosen.address.eq(self.write_address), chosen.data.eq(self.write_data)]
+        taken = delay(m, chosen, 1, "taken")
+        enable = self.write | Mux(turn, self.fetch.valid, self.rows.valid)
+        m.d.comb += [
+            write.addr.eq(taken.address),
+            write.data.eq(taken.data),
+            write.en.eq(delay(m, enable, 1, "enable", reset_less=False)),
+        ]
+        m.d.sync += self.pause.eq(self.write & (self.fetch.valid | self.rows.valid))
+        return m
