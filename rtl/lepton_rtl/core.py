@@ -14,7 +14,7 @@ from .array import SystolicArray
 from .dispatcher import FETCH_BEATS, FETCH_BURST_BEATS, Dispatcher
 from .jobs import ERROR_LAYOUT, INDEX_BITS
 from .memory_read import BurstSplitter, ReadPort, burst_layout, window_layout
-from .memory_write import StoreUnit
+from .memory_write import StoreUnit, WritePort, write_beat_layout
 from .output import OutputStage
 from .queue import BufferQueue, Queue
 from .register_file import EVENT_LAYOUT, STATUS_LAYOUT, RegisterFile, axi_lite_members
@@ -72,7 +72,7 @@ class Engine(wiring.Component):
                 "read_response": In(2),
                 "read_valid": In(1),
                 "write_address": Out(stream.Signature(burst_layout(config))),
-                "write_data": Out(stream.Signature(data.StructLayout({"data": width, "last": 1}))),
+                "write_data": Out(stream.Signature(write_beat_layout(config))),
                 "write_response": In(2),
                 "write_response_valid": In(1),
                 "finished": Out(1),
@@ -96,6 +96,7 @@ class Engine(wiring.Component):
         m.submodules.store = store = StoreUnit(config)
         m.submodules.semaphores = semaphores = Semaphores(givers=3, takers=3)
         m.submodules.port = port = ReadPort(config, readers=3)
+        m.submodules.write_port = write_port = WritePort(config, writers=1)
         m.submodules.weight_fifo = weight_fifo = BufferQueue(8 * config.beat_bytes, depth=config.weight_fifo_beats)
         # Parts the array's decision to take a beat from the block memory's read logic.
         m.submodules.weight_queue = weight_queue = Queue(8 * config.beat_bytes, depth=WEIGHT_QUEUE_BEATS)
@@ -213,16 +214,24 @@ class Engine(wiring.Component):
             connect(m, splitter.bursts, port.bursts[i])
             m.d.comb += [splitter.window.eq(self.window), splitter.halt.eq(self.halt)]
         connect(m, port.address, flipped(self.read_address))
-        connect(m, store.address, flipped(self.write_address))
-        connect(m, store.data, flipped(self.write_data))
+        stores = (store,)
+        for i, unit in enumerate(stores):
+            connect(m, unit.address, write_port.bursts[i])
+            connect(m, unit.data, write_port.beats[i])
+            m.d.comb += [
+                unit.window.eq(self.window),
+                unit.halt.eq(self.halt),
+                unit.response.eq(write_port.answer),
+                unit.response_valid.eq(write_port.answered[i]),
+            ]
+        connect(m, write_port.address, flipped(self.write_address))
+        connect(m, write_port.data, flipped(self.write_data))
         m.d.comb += [
             port.data.eq(self.read_data),
             port.response.eq(self.read_response),
             port.valid.eq(self.read_valid),
-            store.window.eq(self.window),
-            store.halt.eq(self.halt),
-            store.response.eq(self.write_response),
-            store.response_valid.eq(self.write_response_valid),
+            write_port.response.eq(self.write_response),
+            write_port.response_valid.eq(self.write_response_valid),
         ]
 
         # Completion: a list is over when nothing is outstanding for a while, and after END nothing is to be done.
@@ -284,7 +293,7 @@ class Engine(wiring.Component):
             self.events.array_busy.eq(sequencer.issue.valid),
             self.events.read_beats.eq(port.beat_valid.any()),
             self.events.weight_beats.eq(port.beat_valid[2]),
-            self.events.write_beats.eq(store.popped),
+            self.events.write_beats.eq(self.write_data.valid & self.write_data.ready),
             self.events.stall_weights.eq(sequencer.stall.weights),
             self.events.stall_wait.eq(sequencer.stall.wait),
             self.events.stall_output.eq(sequencer.stall.output),
@@ -385,7 +394,7 @@ class LeptonCore(wiring.Component):
             engine.write_data.ready.eq(self.m_axi_wready),
             self.m_axi_wdata.eq(engine.write_data.payload.data),
             self.m_axi_wlast.eq(engine.write_data.payload.last),
-            self.m_axi_wstrb.eq(~0),
+            self.m_axi_wstrb.eq(engine.write_data.payload.strobe),
             self.m_axi_bready.eq(1),
             engine.write_response.eq(self.m_axi_bresp),
             engine.write_response_valid.eq(self.m_axi_bvalid),

@@ -1,18 +1,23 @@
-"""Writing memory: the result stream leaves as AXI bursts, each announced only when all its data is there."""
+"""Writing memory: streams of beats leave as AXI bursts, each announced only when all its data is there; bursts of
+several writers share one port in order.
+"""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
 
-from .jobs import ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT, store_layout
+from .jobs import ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT, store_layout, strobed_layout
 from .memory_read import AXI_RESPONSE_ERROR, BurstSplitter, burst_layout, window_layout
 from .queue import BufferQueue, Queue
 
 MAX_OUTSTANDING = 8
-"""Write bursts that may wait for their response."""
+"""Write bursts of a writer that may wait for their response."""
+
+PORT_OUTSTANDING = 16
+"""Write bursts of all writers that may wait for their response."""
 
 BURST_BEATS = 16
 """Most beats of a write burst: short, since a burst waits for its data, and the last one adds to latency."""
@@ -21,20 +26,30 @@ STORE_BEATS = 512
 """Depth of the store buffer: the block memory of an FPGA is not shallower."""
 
 
+def write_beat_layout(config: HardwareConfig) -> data.StructLayout:
+    """What the W channel carries."""
+    return data.StructLayout({"data": 8 * config.beat_bytes, "strobe": config.beat_bytes, "last": 1})
+
+
 class StoreUnit(wiring.Component):
-    """Writes the result stream to memory.
+    """Writes a stream of beats to memory.
 
     Since a burst's address is sent only when its data is in the buffer, the W channel never waits for
     results and every announced burst can be completed, also after an error.
 
     Throughput: a beat a cycle, with several bursts outstanding.
 
+    Parameters
+    ----------
+    config : build
+    strobed : whether the bytes to write are chosen beat by beat; otherwise all are written
+
     Members
     -------
     jobs : In(stream of store_layout)
-    beats : In(stream of 8 * R); results in the order of the jobs
+    beats : In(stream of 8 * R or strobed_layout); what to write, in the order of the jobs
     address : Out(stream of burst_layout); the AW channel
-    data : Out(stream of StructLayout(data, last)); the W channel
+    data : Out(stream of write_beat_layout); the W channel
     response, response_valid : In; the B channel, always accepted
     popped : Out(1); a beat has left the buffer
     signal : Out(SIGNAL_LAYOUT); semaphores of a job whose results are in memory, for one cycle
@@ -44,15 +59,16 @@ class StoreUnit(wiring.Component):
     error : Out(ERROR_LAYOUT); WINDOW or WRITE, held
     """
 
-    def __init__(self, config: HardwareConfig) -> None:
+    def __init__(self, config: HardwareConfig, *, strobed: bool = False) -> None:
         self._config = config
-        width = 8 * config.beat_bytes
+        self._strobed = strobed
+        self._beat = strobed_layout(config) if strobed else 8 * config.beat_bytes
         super().__init__(
             {
                 "jobs": In(stream.Signature(store_layout(config))),
-                "beats": In(stream.Signature(width)),
+                "beats": In(stream.Signature(self._beat)),
                 "address": Out(stream.Signature(burst_layout(config))),
-                "data": Out(stream.Signature(data.StructLayout({"data": width, "last": 1}))),
+                "data": Out(stream.Signature(write_beat_layout(config))),
                 "response": In(2),
                 "response_valid": In(1),
                 "popped": Out(1),
@@ -67,7 +83,7 @@ class StoreUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.buffer = buffer = BufferQueue(8 * self._config.beat_bytes, depth=STORE_BEATS)
+        m.submodules.buffer = buffer = BufferQueue(self._beat, depth=STORE_BEATS)
         connect(m, flipped(self.beats), buffer.i)
 
         # The room of the splitter is what the buffer holds: a beat that comes in may go out.
@@ -116,8 +132,10 @@ class StoreUnit(wiring.Component):
         with m.If(self.data.ready):
             m.d.sync += self.data.valid.eq(0)
         with m.If(move):
+            beat = buffer.o.payload
             m.d.sync += [
-                self.data.payload.data.eq(buffer.o.payload),
+                self.data.payload.data.eq(beat.data if self._strobed else beat),
+                self.data.payload.strobe.eq(beat.strobe if self._strobed else ~0),
                 self.data.payload.last.eq(last),
                 self.data.valid.eq(1),
                 sent.eq(Mux(last, 0, sent + 1)),
@@ -147,4 +165,78 @@ class StoreUnit(wiring.Component):
             ]
         with m.If(response_error):
             m.d.sync += [write_error.code.eq(ErrorCode.WRITE), write_error.index.eq(responses.o.payload.index)]
+        return m
+
+
+class WritePort(wiring.Component):
+    """The AXI4 write channels, shared by several writers; the first has the highest priority.
+
+    All bursts use one ID: data goes out in the order of the addresses, and responses come in it (IHI 0022, A5.3). A
+    writer announces a burst only when it has all of its data, so none holds back the others.
+
+    Latency: a burst to AWVALID one cycle, a beat to WVALID one cycle, a response to its writer one cycle.
+    Throughput: a beat a cycle.
+
+    Members
+    -------
+    bursts : In(stream of burst_layout).array(writers)
+    beats : In(stream of write_beat_layout).array(writers); of the bursts, in their order
+    address : Out(stream of burst_layout); the AW channel
+    data : Out(stream of write_beat_layout); the W channel
+    response : In(2), response_valid : In(1); the B channel, always accepted
+    answer : Out(2); a response for the writer whose ``answered`` is high
+    answered : Out(writers)
+    """
+
+    def __init__(self, config: HardwareConfig, *, writers: int) -> None:
+        self._config = config
+        self._writers = writers
+        bursts = stream.Signature(burst_layout(config))
+        beats = stream.Signature(write_beat_layout(config))
+        super().__init__(
+            {
+                "bursts": In(bursts).array(writers),
+                "beats": In(beats).array(writers),
+                "address": Out(bursts),
+                "data": Out(beats),
+                "response": In(2),
+                "response_valid": In(1),
+                "answer": Out(2),
+                "answered": Out(writers),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.sending = sending = Queue(self._writers, depth=PORT_OUTSTANDING)
+        m.submodules.answering = answering = Queue(self._writers, depth=PORT_OUTSTANDING)
+
+        free = sending.i.ready & answering.i.ready & ~(self.address.valid & ~self.address.ready)
+        grant = Signal(self._writers)
+        for order in (sending, answering):
+            m.d.comb += [order.i.valid.eq(free & grant.any()), order.i.payload.eq(grant)]
+        with m.If(self.address.ready):
+            m.d.sync += self.address.valid.eq(0)
+        higher: Value = Const(0)
+        for writer, bursts in enumerate(self.bursts):
+            m.d.comb += [grant[writer].eq(bursts.valid & ~higher), bursts.ready.eq(free & ~higher)]
+            with m.If(grant[writer] & free):
+                m.d.sync += [self.address.payload.eq(bursts.payload), self.address.valid.eq(1)]
+            higher = higher | bursts.valid
+
+        # Two beats deep, so that WREADY reaches no writer in the same cycle.
+        m.submodules.beat_queue = beat_queue = Queue(write_beat_layout(self._config), depth=2)
+        connect(m, beat_queue.o, flipped(self.data))
+        m.d.comb += sending.o.ready.eq(beat_queue.i.valid & beat_queue.i.ready & beat_queue.i.payload.last)
+        for writer, beats in enumerate(self.beats):
+            turn = sending.o.valid & sending.o.payload[writer]
+            m.d.comb += beats.ready.eq(turn & beat_queue.i.ready)
+            with m.If(turn):
+                m.d.comb += [beat_queue.i.payload.eq(beats.payload), beat_queue.i.valid.eq(beats.valid)]
+
+        m.d.comb += answering.o.ready.eq(self.response_valid)
+        m.d.sync += [
+            self.answer.eq(self.response),
+            self.answered.eq(Mux(self.response_valid, answering.o.payload, 0)),
+        ]
         return m
