@@ -18,9 +18,9 @@ from lepton_hw.numerics import F32, I32
 
 from .delay import delay
 
-_INFINITY = 0xFF << 23
-_NAN = int(np.float32(np.nan).view(np.uint32))
-_SMALLEST_NORMAL = 1 << 23
+INFINITY = 0xFF << 23
+NAN = int(np.float32(np.nan).view(np.uint32))
+SMALLEST_NORMAL = 1 << 23
 
 
 def _shift_left_out_zeros(value: Value, count: Value, step: int) -> tuple[Value, Value]:
@@ -156,13 +156,13 @@ class FloatMultiply(wiring.Component):
         exponent = rounded[23:].as_signed()
         magnitude = Signal(31)
         with m.If(nan):
-            m.d.comb += magnitude.eq(_NAN)
+            m.d.comb += magnitude.eq(NAN)
         with m.Elif(infinity | (~zero & (exponent >= 255))):
-            m.d.comb += magnitude.eq(_INFINITY)
+            m.d.comb += magnitude.eq(INFINITY)
         with m.Elif(zero | (~smallest & (exponent <= 0))):
             m.d.comb += magnitude.eq(0)
         with m.Elif(smallest):
-            m.d.comb += magnitude.eq(_SMALLEST_NORMAL)
+            m.d.comb += magnitude.eq(SMALLEST_NORMAL)
         with m.Else():
             m.d.comb += magnitude.eq(rounded[:31])
         m.d.comb += self.y.eq(delay(m, Cat(magnitude, sign & ~nan), 1, "packed"))
@@ -256,9 +256,9 @@ class FloatAdd(wiring.Component):
         magnitude, result_sign = Signal(31), Signal()
         m.d.comb += result_sign.eq(sign)
         with m.If(nan):
-            m.d.comb += [magnitude.eq(_NAN), result_sign.eq(0)]
+            m.d.comb += [magnitude.eq(NAN), result_sign.eq(0)]
         with m.Elif(infinity | (result_exponent >= 255)):
-            m.d.comb += magnitude.eq(_INFINITY)
+            m.d.comb += magnitude.eq(INFINITY)
         with m.Elif(zero):
             m.d.comb += [magnitude.eq(0), result_sign.eq(zero_sign)]
         with m.Elif(result_exponent <= 0):
