@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lepton_hw.config import BLOCK, get_config
 from lepton_hw.layout import Bytes, check_reduction, output_bytes, pack_weights, unpack_output
-from lepton_hw.numerics import F32, MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, QuantizedWeights, quantize_rows
+from lepton_hw.numerics import F32, MANTISSA_MAX, MAX_SHIFT, QuantizedWeights, quantize_rows, row_scales
 
 from .compiler import LinearProgram, compile_linear
 from .devices import DEVICES, open_device
@@ -167,11 +167,7 @@ class ReferenceExecutor(Executor):
         blocked = torch.nn.functional.pad(x, (0, -handle.length % _CHUNK)).view(rows, -1, BLOCK)
         block_largest = blocked.abs().amax(2)  # [M, B]
         largest = block_largest.amax(1)  # [M]
-        live = largest >= float(ROW_FLOOR)
-        safe = torch.where(live, largest, 1.0)
-        scale = torch.where(live, safe / float(MANTISSA_MAX), 0.0)
-        # Not 127 / safe: PyTorch makes a number over a tensor a reciprocal and a product, which rounds twice.
-        inverse = torch.where(live, torch.full_like(safe, float(MANTISSA_MAX)) / safe, 0.0)
+        scale, inverse = (torch.from_numpy(values) for values in row_scales(largest.numpy()))
         shift = torch.zeros_like(block_largest)
         for k in range(1, MAX_SHIFT + 1):
             shift += block_largest <= largest[:, None] * 2.0**-k

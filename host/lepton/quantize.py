@@ -6,7 +6,9 @@ from numba import njit
 
 from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
 from lepton_hw.layout import Bytes, activation_bytes, row_beats, words_of
-from lepton_hw.numerics import F32, MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, quantize_rows
+from lepton_hw.numerics import F32, MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARGEST, quantize_rows
+
+from .devices.floats import reciprocal_bits
 
 _INFINITY_BITS = 0x7F800000
 _MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
@@ -25,6 +27,8 @@ def _quantize_and_pack(x, packed, packed_floats, size, beats):
     bits = x.view(np.int32)
     largest_bits = np.empty(blocks, np.int32)
     block_largest = largest_bits.view(np.float32)
+    scales = np.empty(2, np.float32)
+    scale_bits = scales.view(np.int32)
     for m in range(rows):
         row_bits = np.int32(0)
         for block in range(blocks):
@@ -39,8 +43,9 @@ def _quantize_and_pack(x, packed, packed_floats, size, beats):
         for block in range(blocks):
             largest = max(largest, block_largest[block])
         live = largest >= ROW_FLOOR
-        scale = largest / MANTISSA_MAX if live else np.float32(0)
-        inverse = MANTISSA_MAX / largest if live else np.float32(0)
+        scales[0] = largest * SCALE_OF_LARGEST if live else np.float32(0)
+        scale_bits[1] = reciprocal_bits(scale_bits[0]) if live else 0
+        scale, inverse = scales[0], scales[1]
         header = m * beats * size
         for block in range(blocks):
             position = block % group_blocks

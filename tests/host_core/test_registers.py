@@ -75,7 +75,6 @@ class Bus:
     def finish(self) -> None:
         assert self.get("WINDOW_BASE") == BASE
         assert self.get("WINDOW_END") == BASE + self.memory.size
-        self.emulator.invalidate(0, self.memory.size)
         bases = tuple(self.get(f"BASE{i}") for i in range(8))
         code, index = self.emulator.execute(self.get("LIST"), self.get("COMMANDS"), bases)
         self.put("ERROR", code)
@@ -235,8 +234,8 @@ def test_other_configuration():
 
 
 def test_other_contract_version():
-    with pytest.raises(DeviceMismatchError, match=r"\(configuration word .*: contract version must be 1, not 9;"):
-        RegisterDevice("board", Bus(word=CONFIG.word & 0xFFFFFF | 9 << 24), CONFIG)
+    with pytest.raises(DeviceMismatchError, match=r"\(configuration word .*: contract version must be 2, not 9;"):
+        RegisterDevice("board", Bus(word=CONFIG.word & 0xFFFFFFF | 9 << 28), CONFIG)
 
 
 def test_other_build():

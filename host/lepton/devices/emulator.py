@@ -6,20 +6,34 @@ those of the hardware; there is no clock.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 
 from lepton_hw.checks import command_error, resolve
-from lepton_hw.commands import COMMAND_BYTES, SEMAPHORE_MAX, SEMAPHORES, End, Gemm, GemmFlag, Load, decode
+from lepton_hw.commands import (
+    COMMAND_BYTES,
+    CONTEXTS,
+    FIELDS,
+    SEMAPHORE_MAX,
+    SEMAPHORES,
+    Address,
+    Append,
+    Command,
+    End,
+    Gemm,
+    Opcode,
+    Vector,
+    decode,
+    encode,
+)
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
-from lepton_hw.layout import PARAMETER_BEATS, block_beats, row_beats, unpack_weights
-from lepton_hw.numerics import F32, I8, flush
 
 from ..errors import ConfigError, DeviceError
 from . import kernels
 from .base import Bytes, Counters, Device
+from .kernels import Column
 
 MEMORY_BASE = 0x1000_0000
 """Address of the first byte of memory: not zero, so that an address that lost its base is noticed."""
@@ -31,56 +45,14 @@ BUILD = "0" * 16
 """There is no design to hash: what the emulator does is defined by the release."""
 
 THREADS = os.cpu_count() or 1
-"""Threads that share a GEMM."""
+"""Threads that execute a list."""
 
-_SHARED_PRODUCTS = 1 << 18
-"""A GEMM with fewer products is done before another thread has woken up."""
+_SHARED_PRODUCTS = 1 << 20
+"""A list with fewer products is done before another thread has woken up."""
 
 _MAX_PLANS = 8192
 
 _NOTHING = Counters(array_busy=0, read_beats=0, weight_beats=0, write_beats=0)
-
-
-@dataclass(eq=False)
-class _Weights:
-    """A weight stream in the form in which it is multiplied."""
-
-    begin: int
-    end: int
-    """The bytes of memory it was made from."""
-    mantissa: I8
-    """[blocks * R, words * R]"""
-    scale: F32
-    bias: F32
-    valid: bool = True
-
-
-@dataclass(eq=False)
-class _GemmStep:
-    command: Gemm
-    weights_offset: int
-    weights_bytes: int
-    output_offset: int
-    output_bytes: int
-    scaled: bool
-    biased: bool
-    weights: _Weights | None = None
-
-
-@dataclass(eq=False)
-class _LoadStep:
-    command: Load
-    source_offset: int
-
-
-@dataclass(eq=False)
-class _Plan:
-    """A decoded list: the steps until its end or its first error."""
-
-    steps: list[_LoadStep | _GemmStep] = field(default_factory=list)
-    error: ErrorCode = ErrorCode.NONE
-    index: int = 0
-    counters: Counters = _NOTHING
 
 
 class _Stop(Exception):
@@ -88,6 +60,19 @@ class _Stop(Exception):
 
     def __init__(self, code: ErrorCode) -> None:
         self.code = code
+
+
+class _Plan:
+    """A decoded list: the steps until its end or its first error."""
+
+    def __init__(self, steps: list[list[int]], error: ErrorCode, index: int) -> None:
+        self.steps = np.array(steps, np.int64).reshape(len(steps), len(Column))
+        self.error = error
+        self.index = index
+        gemms = self.steps[self.steps[:, Column.OPCODE] == Opcode.GEMM]
+        products = gemms[:, [Column.ROWS, Column.WORDS, Column.BLOCKS]].prod(axis=1).sum()
+        self.products = int(products)
+        """Products of the GEMMs over R squared, contexts at their most."""
 
 
 class Emulator:
@@ -98,8 +83,6 @@ class Emulator:
     config : build
     memory : uint8 [bytes], a multiple of 4 bytes. Executed in place; it is also the window.
     memory_base : address of its first byte
-
-    Weights are kept in a second form beside the memory: tell :meth:`invalidate` what you write to it.
     """
 
     def __init__(self, config: HardwareConfig, memory: Bytes, memory_base: int = MEMORY_BASE) -> None:
@@ -112,17 +95,15 @@ class Emulator:
         self.memory = memory
         self.memory_base = memory_base
         self.counters = _NOTHING
-        self._words = memory.view(np.int32)
-        self._floats = memory.view(np.float32)
         # Mantissas already shifted left: a word keeps its shift, however later commands arrange the words.
-        self._buffer = np.zeros(config.activation_words * config.array_size, np.int16)
-        self._eighths = np.zeros(config.scale_rows, np.float32)
+        buffer = np.zeros(config.activation_words * config.array_size, np.int16)
+        eighths = np.zeros(config.scale_rows, np.float32)
+        vectors = np.zeros(config.vector_words * config.lanes, np.float32)
+        views = (memory.view(np.int8), memory.view(np.float32), memory.view(np.int32))
+        self._state = (config.array_size, *views, buffer, eighths, vectors)
+        self._contexts = np.zeros(CONTEXTS, np.int64)
         self._threads = ThreadPoolExecutor(max(1, THREADS - 1), "emulator")
         self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
-        # Mantissas of a weight stream lie here where the stream lies in memory.
-        self._mantissas = np.empty(memory.size, np.int8)
-        self._weights: dict[tuple[int, int, int, int], _Weights] = {}
-        self._weight_pages = bytearray(-(-memory.size // PAGE_BYTES))
 
     def execute(self, program: int, commands: int, bases: tuple[int, ...]) -> tuple[ErrorCode, int]:
         """Execute the list at address ``program``; the first error and the index of its command.
@@ -132,176 +113,99 @@ class Emulator:
         offset = program - self.memory_base
         if offset < 0 or offset + commands * COMMAND_BYTES > self.memory.size:
             return ErrorCode.WINDOW, 0
-        data = self.memory[offset : offset + commands * COMMAND_BYTES].tobytes()
-        plan = self._plans.get((data, bases))
-        if plan is None:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
-            plan = self._plans[data, bases] = self._plan(data, bases)
-        for step in plan.steps:
-            if isinstance(step, _GemmStep):
-                self._gemm(step)
-            else:
-                command = step.command
-                kernels.load(
-                    self.memory,
-                    self._floats,
-                    step.source_offset,
-                    self.config.array_size,
-                    command.rows,
-                    command.words,
-                    self._buffer,
-                    command.activation,
-                    self._eighths,
-                    command.row,
-                )
-        self.counters = plan.counters
+        # A copy, since the list may be overwritten while it is executed.
+        data = self.memory[offset : offset + commands * COMMAND_BYTES].copy()
+        plan = self._plan(data, bases)
+        outcome = np.zeros(kernels.STOP + 1, np.int64)
+        barrier = np.zeros(kernels.BARRIER, np.int64)
+        threads = THREADS if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 1
+        self._contexts[:] = 0
+        work = (plan.steps, data.view(np.uint16), self._contexts, *self._state)
+        others = [
+            self._threads.submit(kernels.execute, *work, thread, threads, barrier, outcome)
+            for thread in range(1, threads)
+        ]
+        kernels.execute(*work, 0, threads, barrier, outcome)
+        for other in others:
+            other.result()
+        self.counters = Counters(
+            array_busy=int(outcome[kernels.ARRAY_BUSY]),
+            read_beats=int(outcome[kernels.READ_BEATS]) + data.size // self.config.beat_bytes,
+            weight_beats=int(outcome[kernels.WEIGHT_BEATS]),
+            write_beats=int(outcome[kernels.WRITE_BEATS]),
+        )
+        if outcome[kernels.CODE]:
+            return ErrorCode(int(outcome[kernels.CODE])), int(outcome[kernels.INDEX])
         return plan.error, plan.index
-
-    def invalidate(self, offset: int, nbytes: int) -> None:
-        """Forget what was derived from ``nbytes`` of memory from byte ``offset`` on."""
-        begin, end = offset, offset + nbytes
-        if self._weight_pages.find(1, begin // PAGE_BYTES, -(-end // PAGE_BYTES)) < 0:
-            return
-        for key, weights in list(self._weights.items()):
-            if weights.begin < end and begin < weights.end:
-                weights.valid = False
-                del self._weights[key]
-        # Pages stay marked where a stream that is still valid shares them.
-        first, last = begin // PAGE_BYTES, -(-end // PAGE_BYTES)
-        self._weight_pages[first:last] = bytes(last - first)
-        for weights in self._weights.values():
-            self._mark(weights.begin, weights.end)
 
     def close(self) -> None:
         """End the threads. The emulator cannot be used afterwards."""
         self._threads.shutdown()
 
-    def _mark(self, begin: int, end: int) -> None:
-        first, last = begin // PAGE_BYTES, -(-end // PAGE_BYTES)
-        self._weight_pages[first:last] = b"\1" * (last - first)
-
-    def _plan(self, data: bytes, bases: tuple[int, ...]) -> _Plan:
-        config = self.config
-        plan = _Plan()
-        semaphores = [0] * SEMAPHORES
-        read = len(data) // config.beat_bytes
-        busy = weight = write = 0
-        try:
-            for plan.index in range(len(data) // COMMAND_BYTES):
-                encoded = data[plan.index * COMMAND_BYTES : (plan.index + 1) * COMMAND_BYTES]
-                if error := command_error(config, encoded, bases):
-                    raise _Stop(error)
-                match decode(encoded):
-                    case End():
-                        break
-                    case Load() as command:
-                        beats = command.rows * row_beats(command.words)
-                        _take(semaphores, command.wait)
-                        source = self._offset(resolve(config, command.source, bases), beats)
-                        plan.steps.append(_LoadStep(command, source))
-                        _give(semaphores, command.signal)
-                        read += beats
-                    case Gemm() as command:
-                        scaled, biased = bool(command.flags & GemmFlag.FLOAT), bool(command.flags & GemmFlag.BIAS)
-                        stream = command.blocks * block_beats(config, command.words, scaled=scaled, bias=biased)
-                        results = command.blocks * command.rows * PARAMETER_BEATS
-                        _take(semaphores, command.stream_wait)
-                        weights = self._offset(resolve(config, command.weights, bases), stream)
-                        _take(semaphores, command.wait)
-                        output = self._offset(resolve(config, command.output, bases), results)
-                        plan.steps.append(
-                            _GemmStep(
-                                command,
-                                weights,
-                                stream * config.beat_bytes,
-                                output,
-                                results * config.beat_bytes,
-                                scaled,
-                                biased,
-                            )
-                        )
-                        _give(semaphores, command.read_signal)
-                        _give(semaphores, command.signal)
-                        read += stream
-                        weight += stream
-                        write += results
-                        busy += command.rows * command.words * command.blocks
-            else:
-                plan.index += 1
-                raise _Stop(ErrorCode.NO_END)
-        except _Stop as stop:
-            plan.error = stop.code
-        else:
-            plan.index = 0
-        plan.counters = Counters(array_busy=busy, read_beats=read, weight_beats=weight, write_beats=write)
+    def _plan(self, data: Bytes, bases: tuple[int, ...]) -> _Plan:
+        """The plan of a list. What CONTEXT commands carry is read when they are executed, so that one plan serves
+        every position."""
+        words = data.reshape(-1, COMMAND_BYTES)
+        variable = np.flatnonzero(words[:, 0] == Opcode.CONTEXT)
+        fixed = words
+        if variable.size:
+            for index in variable:
+                if command_error(self.config, words[index].tobytes(), bases):
+                    return self._make_plan(data, bases)
+            fixed = words.copy()
+            fixed[variable, 8:] = 0
+        key = fixed.tobytes(), bases
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = self._make_plan(data, bases)
         return plan
 
-    def _offset(self, address: int, beats: int) -> int:
-        offset = address - self.memory_base
-        if offset < 0 or offset + beats * self.config.beat_bytes > self.memory.size:
-            raise _Stop(ErrorCode.WINDOW)
-        return offset
+    def _make_plan(self, data: Bytes, bases: tuple[int, ...]) -> _Plan:
+        semaphores = [0] * SEMAPHORES
+        steps: list[list[int]] = []
+        index = 0
+        try:
+            for index in range(data.size // COMMAND_BYTES):
+                encoded = data[index * COMMAND_BYTES : (index + 1) * COMMAND_BYTES].tobytes()
+                if error := self._command_error(encoded, bases):
+                    raise _Stop(error)
+                command = decode(encoded)
+                if isinstance(command, End):
+                    return _Plan(steps, ErrorCode.NONE, 0)
+                _move(semaphores, command.wait, -1)
+                if isinstance(command, Gemm):
+                    _move(semaphores, command.stream_wait, -1)
+                steps.append(self._step(index, command, bases))
+                if isinstance(command, Gemm):
+                    _move(semaphores, command.read_signal, 1)
+                _move(semaphores, command.signal, 1)
+            index = data.size // COMMAND_BYTES
+            raise _Stop(ErrorCode.NO_END)
+        except _Stop as stop:
+            return _Plan(steps, stop.code, index)
 
-    def _gemm(self, step: _GemmStep) -> None:
-        command, size = step.command, self.config.array_size
-        weights = step.weights
-        if weights is None or not weights.valid:
-            weights = step.weights = self._unpack(step)
-        columns, length = weights.mantissa.shape
-        work = (
-            self._buffer,
-            command.activation * size,
-            command.rows,
-            self._eighths[command.row :],
-            weights.mantissa,
-            weights.scale,
-            weights.bias,
-            step.scaled,
-            step.biased,
-            self._floats,
-            self._words,
-            step.output_offset // 4,
-            size,
-        )
-        share = columns
-        if command.rows * columns * length >= _SHARED_PRODUCTS:
-            share = -(-command.blocks // THREADS) * size
-        others = [
-            self._threads.submit(kernels.gemm, *work, begin, min(begin + share, columns))
-            for begin in range(share, columns, share)
-        ]
-        kernels.gemm(*work, 0, share)
-        for other in others:
-            other.result()
-        self.invalidate(step.output_offset, step.output_bytes)
+    def _command_error(self, encoded: bytes, bases: tuple[int, ...]) -> ErrorCode:
+        """The error of a command whatever the context; what depends on it is checked when the command is executed."""
+        error = command_error(self.config, encoded, bases, (1,) * CONTEXTS)
+        if error is ErrorCode.FIELD and encoded[0] in (Opcode.VECTOR, Opcode.APPEND):
+            command = decode(encoded)
+            assert isinstance(command, Vector | Append)
+            return command_error(self.config, encode(replace(command, offset=0)), bases, (1,) * CONTEXTS)
+        return error
 
-    def _unpack(self, step: _GemmStep) -> _Weights:
-        command, size = step.command, self.config.array_size
-        begin, end = step.weights_offset, step.weights_offset + step.weights_bytes
-        key = (begin, command.words, command.blocks, command.flags)
-        weights = self._weights.get(key)
-        if weights is None:
-            self.invalidate(begin, step.weights_bytes)
-            columns, length = command.blocks * size, command.words * size
-            quantized, bias = unpack_weights(
-                self.config, self.memory[begin:end], columns, length, scaled=step.scaled, bias=step.biased
-            )
-            mantissa = self._mantissas[begin : begin + columns * length].reshape(columns, length)
-            mantissa[:] = quantized.mantissa
-            scale = flush(quantized.scale)
-            weights = _Weights(begin, end, mantissa, scale, scale if bias is None else flush(bias))
-            self._weights[key] = weights
-            self._mark(begin, end)
-        return weights
-
-
-def _take(semaphores: list[int], mask: int) -> None:
-    _move(semaphores, mask, -1)
-
-
-def _give(semaphores: list[int], mask: int) -> None:
-    _move(semaphores, mask, 1)
+    def _step(self, index: int, command: Command, bases: tuple[int, ...]) -> list[int]:
+        step = [0] * len(Column)
+        step[Column.INDEX] = index
+        for field in FIELDS[command.opcode]:
+            if field.name.startswith("tokens_"):
+                continue
+            value = getattr(command, field.name)
+            if isinstance(value, Address):
+                value = resolve(self.config, value, bases) - self.memory_base
+            step[Column[field.name.upper()]] = int(value)
+        return step
 
 
 def _move(semaphores: list[int], mask: int, step: int) -> None:
@@ -334,7 +238,6 @@ class EmulatorDevice(Device):
     def _write(self, address: int, data: Bytes) -> None:
         offset = address - self._emulator.memory_base
         self._emulator.memory[offset : offset + data.size] = data
-        self._emulator.invalidate(offset, data.size)
 
     def _read(self, address: int, nbytes: int) -> Bytes:
         offset = address - self._emulator.memory_base

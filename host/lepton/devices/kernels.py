@@ -1,105 +1,122 @@
-"""The emulator's inner loops, compiled. Bit for bit the arithmetic of :mod:`lepton_hw.numerics`."""
+"""The emulator's interpreter of command lists, compiled. Bit for bit the arithmetic of :mod:`lepton_hw.numerics`.
 
-from typing import Any
+Several threads execute the same list together: they share the column blocks of a GEMM, the first does everything
+else, and all wait for each other after every step.
+"""
+
+from enum import IntEnum
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lepton_hw.commands import (
+    FIELDS,
+    AppendFlag,
+    Combine,
+    Function,
+    GemmFlag,
+    LengthFlag,
+    Opcode,
+    Reduce,
+    Step,
+    VectorFlag,
+)
 from lepton_hw.config import BLOCK, GROUP_WORDS
-from lepton_hw.numerics import MAX_SHIFT
+from lepton_hw.errors import ErrorCode
+from lepton_hw.layout import PARAMETER_BEATS
+from lepton_hw.numerics import MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARGEST
 
-_TINY = np.finfo(np.float32).tiny
-_NAN = np.float32(np.nan)
-_ZERO = np.float32(0)
+from .floats import ZERO, apply_row, combine_row, flush, reduce_row
+from .tiles import ROWS, block_products
 
-TILE = 4
-"""Rows and columns that a tile of products has, so that each operand is loaded once for so many products."""
+_names = dict.fromkeys(field.name for fields in FIELDS.values() for field in fields)
+Column = IntEnum("Column", ["INDEX", *(name.upper() for name in _names if "tokens_" not in name)], start=0)
+"""Columns of a decoded list [steps, columns], int64: the index of the command, and its fields. An address is a byte
+offset in memory, or negative if it lies before it."""
 
-VECTOR = 32
-"""Elements multiplied at a time; a compiler splits them for narrower machines."""
+CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, STOP = range(7)
+"""What :func:`execute` leaves in ``outcome``: the error and its command, counters, and the meeting it ended at."""
+
+BARRIER = 32
+"""Elements of the barrier: its two words lie in different cache lines."""
+
+_GENERATION = 16
+_SPINS = 4000
+"""Turns of a waiting thread before it lets others run."""
+
+_MANTISSA_MAX = np.float32(MANTISSA_MAX)
+_NEGATIVE_INFINITY = np.float32(-np.inf)
+_ONE = np.float32(1)
 
 
-def _tile(rows: int):
-    """An intrinsic for ``rows`` x TILE dot products, ``products[m * TILE + n] = sum of x * weights``.
-
-    Operands are given by array, first element and distance of rows; ``length`` is a multiple of VECTOR. Written
-    in vectors because a compiler finds the multiply-add of int16 pairs (AVX2, AVX-512, VNNI) in this form, but in
-    a plain loop only an eighth as wide.
-    """
-
+def _atomic(name: str):
     def generate(context, builder, signature, arguments):
-        int64, int32 = ir.IntType(64), ir.IntType(32)
-        vector, half = ir.VectorType(int32, VECTOR), ir.VectorType(int32, VECTOR // 2)
-        even, odd = (ir.Constant(half, list(range(start, VECTOR, 2))) for start in (0, 1))
-        x, first_x, x_stride, weights, first_weight, weights_stride, length, products = arguments
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        if name == "load":
+            return builder.load_atomic(pointer, "seq_cst", 8)
+        return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
 
-        def base(array_type, array, first):
-            return builder.gep(context.make_array(array_type)(context, builder, array).data, [first])
+    def load(context, array, index):
+        return types.int64(array, types.int64), generate
 
-        def row(pointer, stride, index):
-            return builder.gep(pointer, [builder.mul(stride, int64(index))])
+    def add(context, array, index, value):
+        return types.int64(array, types.int64, types.int64), generate
 
-        def load(pointer, offset, width):
-            pointer = builder.bitcast(
-                builder.gep(pointer, [offset]), ir.VectorType(ir.IntType(width), VECTOR).as_pointer()
-            )
-            return builder.sext(builder.load(pointer, align=1), vector)
+    return intrinsic(load if name == "load" else add)
 
-        x_rows = [row(base(signature.args[0], x, first_x), x_stride, m) for m in range(rows)]
-        weight_rows = [row(base(signature.args[3], weights, first_weight), weights_stride, n) for n in range(TILE)]
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(half, None)) for _ in range(rows * TILE)]
-        with cgutils.for_range_slice(builder, int64(0), length, int64(VECTOR)) as (offset, _):
-            left = [load(pointer, offset, 16) for pointer in x_rows]
-            right = [load(pointer, offset, 8) for pointer in weight_rows]
-            for i, total in enumerate(sums):
-                product = builder.mul(left[i // TILE], right[i % TILE])
-                pairs = (builder.shuffle_vector(product, product, lanes) for lanes in (even, odd))
-                builder.store(builder.add(builder.load(total), builder.add(*pairs)), total)
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(int32, [half]), f"llvm.vector.reduce.add.v{VECTOR // 2}i32"
-        )
-        target = base(signature.args[7], products, int64(0))
-        for i, total in enumerate(sums):
-            builder.store(builder.call(reduce, [builder.load(total)]), builder.gep(target, [int64(i)]))
+
+@intrinsic
+def _yield_processor(context):
+    def generate(context, builder, signature, arguments):
+        function = ir.FunctionType(ir.IntType(32), [])
+        module = builder.module
+        callee = module.globals.get("sched_yield") or ir.Function(module, function, "sched_yield")
+        builder.call(callee, [])
         return context.get_dummy_value()
 
-    def typer(context, x, first_x, x_stride, weights, first_weight, weights_stride, length, products):
-        int64 = types.int64
-        return types.void(x, int64, int64, weights, int64, int64, int64, products), generate
-
-    return intrinsic(typer)
+    return types.void(), generate
 
 
-_one_row: Any = _tile(1)
-_all_rows: Any = _tile(TILE)
+_atomic_load, _atomic_add = _atomic("load"), _atomic("add")
 
 
-@njit("f4(f4)", cache=True)
-def _flush(x):
-    if abs(x) < _TINY:
-        return np.copysign(_ZERO, x)
-    return x if x == x else _NAN
+@njit("void(i8[::1], i8)", nogil=True, cache=True)
+def _meet(barrier, threads):
+    """Wait until all threads are here."""
+    if threads == 1:
+        return
+    generation = _atomic_load(barrier, _GENERATION)
+    if _atomic_add(barrier, 0, 1) == threads - 1:
+        _atomic_add(barrier, 0, -threads)
+        _atomic_add(barrier, _GENERATION, 1)
+        return
+    spins = 0
+    while _atomic_load(barrier, _GENERATION) == generation:
+        spins += 1
+        if spins > _SPINS:
+            _yield_processor()
 
 
-@njit("f4(i4, f4, f4, f4, b1)", cache=True)
-def _scale(accumulator, eighth, column_scale, bias, biased):
-    """One result; the scales and the bias are flushed already."""
-    y = _flush(_flush(np.float32(accumulator) * eighth) * column_scale)
-    return _flush(y + bias) if biased else y
+@njit("void(i8[::1], i8, i8[::1])", nogil=True, cache=True)
+def _fail(outcome, code, step):
+    outcome[CODE], outcome[INDEX] = code, step[Column.INDEX]
 
 
-@njit("void(u1[::1], f4[::1], i8, i8, i8, i8, i2[::1], i8, f4[::1], i8)", cache=True)
-def load(memory, memory_floats, source, size, rows, words, buffer, activation, scales, row):
-    """LOAD: packed rows at byte ``source`` of ``memory`` → ``buffer``, ``mantissa << (MAX_SHIFT - shift)``.
-
-    ``memory_floats`` is the same memory as float32, ``size`` the array size, ``scales`` the row scale table.
-    """
-    word = activation * size
+@njit("void(i8[::1], i8, i1[::1], f4[::1], i2[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+def _load(step, size, memory, floats, buffer, eighths, outcome):
+    """Packed rows → ``buffer``, ``mantissa << (MAX_SHIFT - shift)``, and row scales."""
+    rows, words, source = step[Column.ROWS], step[Column.WORDS], step[Column.SOURCE]
+    beats = rows * (words + (words + GROUP_WORDS - 1) // GROUP_WORDS)
+    if source < 0 or source + beats * size > memory.size:
+        _fail(outcome, ErrorCode.WINDOW, step)
+        return
+    outcome[READ_BEATS] += beats
+    word = step[Column.ACTIVATION] * size
     for m in range(rows):
-        scales[row + m] = _flush(memory_floats[source // 4])
+        eighths[step[Column.ROW] + m] = flush(floats[source // 4])
         for first in range(0, words, GROUP_WORDS):
             shifts = source + 4
             source += size
@@ -107,64 +124,390 @@ def load(memory, memory_floats, source, size, rows, words, buffer, activation, s
             for block in range(-(-length // BLOCK)):
                 shift = MAX_SHIFT - (np.int64(memory[shifts + block // 4]) >> 2 * (block % 4) & 3)
                 for i in range(block * BLOCK, min((block + 1) * BLOCK, length)):
-                    buffer[word + i] = np.int16(np.int8(memory[source + i])) << shift
+                    buffer[word + i] = np.int16(memory[source + i]) << shift
             word += length
             source += length
 
 
-@njit(
-    "void(i2[::1], i8, i8, f4[::1], i1[:, ::1], f4[::1], f4[::1], b1, b1, f4[::1], i4[::1], i8, i8, i8, i8)",
-    cache=True,
-    nogil=True,
-)
-def gemm(
-    buffer,
-    first,
-    rows,
-    eighths,
-    weights,
-    column_scale,
-    bias,
-    scaled,
-    biased,
-    memory_floats,
-    memory_words,
-    output,
-    size,
-    begin,
-    end,
-):
-    """GEMM: ``rows`` rows from element ``first`` of ``buffer`` times ``weights`` [N, K] → results in memory.
+@njit("i8(i8[::1], i8[::1], i8)", nogil=True, cache=True)
+def _held(step, contexts, size):
+    """Blocks of R tokens that hold the context."""
+    return -(-contexts[step[Column.CONTEXT]] // size)
 
-    ``memory_floats`` and ``memory_words`` are the same memory as float32 and int32, ``output`` the results' first
-    word in it, ``size`` the array size. Computes the columns from ``begin`` to ``end``, so that threads can share
-    the work.
-    """
-    length = weights.shape[1]
-    flat = weights.reshape(weights.size)
-    whole = length // VECTOR * VECTOR
-    products = np.empty(TILE * TILE, np.int32)
-    for n in range(begin, end, TILE):
-        block = output + n // size * rows * size + n % size
-        m = 0
-        while m < rows:
-            if m + TILE <= rows:
-                count = TILE
-                _all_rows(buffer, first + m * length, length, flat, n * length, length, whole, products)
-            else:
-                count = 1
-                _one_row(buffer, first + m * length, length, flat, n * length, length, whole, products)
+
+@njit("i8(i8[::1], i8[::1], i8)", nogil=True, cache=True)
+def _row_words(step, contexts, size):
+    """Words of a row, 0 if there are more than allowed."""
+    if step[Column.FLAGS] & LengthFlag.LENGTH.value:
+        words = PARAMETER_BEATS * _held(step, contexts, size)
+        return words if words <= step[Column.WORDS] else 0
+    return step[Column.WORDS]
+
+
+@njit(
+    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8, i8[::1])",
+    nogil=True,
+    cache=True,
+)
+def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, thread, threads, outcome):
+    """The column blocks of a GEMM that are this thread's."""
+    flags, rows, words, blocks = step[Column.FLAGS], step[Column.ROWS], step[Column.WORDS], step[Column.BLOCKS]
+    held = _held(step, contexts, size)
+    if flags & GemmFlag.WORDS.value:
+        words = held
+    if flags & GemmFlag.BLOCKS.value:
+        blocks = held
+    scaled, biased = flags & GemmFlag.FLOAT.value != 0, flags & GemmFlag.BIAS.value != 0
+    to_rows = flags & GemmFlag.ROWS.value != 0
+    parameters = PARAMETER_BEATS * (scaled + biased)
+    block_beats = parameters + words * size
+    stride = step[Column.STRIDE] if step[Column.STRIDE] else block_beats
+    weights, output = step[Column.WEIGHTS], step[Column.OUTPUT]
+    end = weights + ((blocks - 1) * stride + block_beats) * size
+    results = 0 if to_rows else blocks * rows * PARAMETER_BEATS
+    failed = 0
+    if not (1 <= words <= step[Column.WORDS] and 1 <= blocks <= step[Column.BLOCKS]):
+        failed = ErrorCode.FIELD
+    elif weights < 0 or end > memory.size or (results and (output < 0 or output + results * size > memory.size)):
+        failed = ErrorCode.WINDOW
+    if thread == 0:
+        if failed:
+            _fail(outcome, failed, step)
+        else:
+            outcome[READ_BEATS] += blocks * block_beats
+            outcome[WEIGHT_BEATS] += blocks * block_beats
+            outcome[WRITE_BEATS] += results
+            outcome[ARRAY_BUSY] += rows * words * blocks
+    if failed:
+        return
+    pitch = (step[Column.PITCH] if step[Column.PITCH] else step[Column.WORDS]) * size
+    first = step[Column.ACTIVATION] * size
+    # As if all weights were read before any result is written.
+    source = memory
+    if results and output < end and weights < output + results * size:
+        if thread:
+            return
+        threads, source, weights = 1, memory[weights:end].copy(), 0
+    parameter = source.view(np.float32)
+    sums = np.empty(ROWS * size, np.int32)
+    share = -(-blocks // threads)
+    for block in range(thread * share, min((thread + 1) * share, blocks)):
+        stream = weights + block * stride * size
+        for m in range(0, rows, ROWS):
+            count = min(ROWS, rows - m)
+            tiles = stream + parameters * size
+            block_products(size, buffer, first + m * pitch, pitch, count, source, tiles, words * size, sums)
             for i in range(count):
-                row = m + i
-                for j in range(TILE):
-                    accumulator = products[i * TILE + j]
-                    for k in range(whole, length):
-                        x = np.int32(buffer[first + row * length + k])
-                        accumulator = np.int32(accumulator + x * np.int32(weights[n + j, k]))
-                    position = block + row * size + j
-                    if scaled:
-                        y = _scale(accumulator, eighths[row], column_scale[n + j], bias[n + j], biased)
-                        memory_floats[position] = y
+                if not scaled:
+                    at = output // 4 + (block * rows + m + i) * size
+                    for n in range(size):
+                        integers[at + n] = sums[i * size + n]
+                    continue
+                eighth = eighths[step[Column.ROW] + m + i]
+                for n in range(size):
+                    y = flush(flush(np.float32(sums[i * size + n]) * eighth) * flush(parameter[stream // 4 + n]))
+                    if biased:
+                        y = flush(y + flush(parameter[stream // 4 + size + n]))
+                    if to_rows:
+                        row = step[Column.TARGET] + (m + i) * step[Column.TARGET_PITCH]
+                        vectors[(row + PARAMETER_BEATS * block) * (size // 4) + n] = y
                     else:
-                        memory_words[position] = accumulator
-            m += count
+                        floats[output // 4 + (block * rows + m + i) * size + n] = y
+
+
+@njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+def _fetch(step, contexts, size, memory, floats, vectors, outcome):
+    words, source = _row_words(step, contexts, size), step[Column.SOURCE]
+    if not words:
+        _fail(outcome, ErrorCode.FIELD, step)
+    elif source < 0 or source + words * size > memory.size:
+        _fail(outcome, ErrorCode.WINDOW, step)
+    else:
+        outcome[READ_BEATS] += words
+        lanes = size // 4
+        target = step[Column.TARGET] * lanes
+        vectors[target : target + words * lanes] = floats[source // 4 : source // 4 + words * lanes]
+
+
+@njit("b1(i8[::1], i8, i8, i8, i8, i8, i8)", nogil=True, cache=True)
+def _outside(step, start, outer, inner, words, stepped, limit):
+    """Whether an operand leaves the vector memory."""
+    last = start + (step[Column.OUTER] - 1) * outer + (step[Column.INNER] - 1) * inner
+    return last + ((words - 1) if stepped else 0) >= limit
+
+
+@njit("void(f4[::1], f4[::1], i8, i8, b1)", nogil=True, cache=True)
+def _operand(row, vectors, at, lanes, stepped):
+    """Flushed elements of one row of an operand; without steps its first word over and over."""
+    if stepped:
+        for k in range(row.size):
+            row[k] = flush(vectors[at + k])
+    else:
+        for k in range(row.size):
+            row[k] = flush(vectors[at + k % lanes])
+
+
+@njit("void(i8[::1], i8[::1], i8, f4[::1], i8[::1])", nogil=True, cache=True)
+def _vector(step, contexts, size, vectors, outcome):
+    flags, steps, reduce = step[Column.FLAGS], step[Column.STEP], step[Column.REDUCE]
+    combine, function = step[Column.COMBINE], step[Column.FUNCTION]
+    tokens = contexts[step[Column.CONTEXT]]
+    words = _row_words(step, contexts, size)
+    if not words or (flags & VectorFlag.CAUSAL.value and step[Column.OFFSET] > tokens):
+        _fail(outcome, ErrorCode.FIELD, step)
+        return
+    lanes = size // 4
+    depth = vectors.size // lanes
+    count = words * lanes
+    a_at, a_outer, a_inner = step[Column.A_START], step[Column.A_OUTER], step[Column.A_INNER]
+    b_at, b_outer, b_inner = step[Column.B_START], step[Column.B_OUTER], step[Column.B_INNER]
+    c_at, c_outer, c_inner = step[Column.C_START], step[Column.C_OUTER], step[Column.C_INNER]
+    y_at, y_outer, y_inner = step[Column.TARGET_START], step[Column.TARGET_OUTER], step[Column.TARGET_INNER]
+    square = flags & VectorFlag.SQUARE.value != 0
+    b_read = flags & VectorFlag.B_VALUE.value == 0 and not square
+    c_read = flags & VectorFlag.C_VALUE.value == 0
+    write = flags & VectorFlag.WRITE.value != 0
+    rows = step[Column.OUTER] * step[Column.INNER]
+    if (
+        _outside(step, a_at, a_outer, a_inner, words, steps & Step.A.value, depth)
+        or (b_read and _outside(step, b_at, b_outer, b_inner, words, steps & Step.B.value, depth))
+        or (c_read and _outside(step, c_at, c_outer, c_inner, words, steps & Step.C.value, depth))
+        or (write and _outside(step, y_at, y_outer, y_inner, words, 1, depth))
+        or (reduce and step[Column.REDUCED] + rows > depth)
+    ):
+        _fail(outcome, ErrorCode.RANGE, step)
+        return
+    values = np.array([step[Column.B_VALUE], step[Column.C_VALUE]]).astype(np.uint32).view(np.float32)
+    p, b, c = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
+    b[:] = flush(values[0])
+    c[:] = flush(values[1])
+    bits = p.view(np.int32)
+    neutral = _NEGATIVE_INFINITY if reduce == Reduce.MAXIMUM else ZERO
+    for i in range(step[Column.OUTER]):
+        limit = tokens - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else tokens
+        lower = max(0, limit - step[Column.WINDOW]) if step[Column.WINDOW] else 0
+        for j in range(step[Column.INNER]):
+            _operand(p, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, steps & Step.A.value != 0)
+            if square:
+                b[:] = p
+            elif b_read:
+                _operand(b, vectors, (b_at + i * b_outer + j * b_inner) * lanes, lanes, steps & Step.B.value != 0)
+            if c_read:
+                _operand(c, vectors, (c_at + i * c_outer + j * c_inner) * lanes, lanes, steps & Step.C.value != 0)
+            if combine == Combine.SELECT:
+                for k in range(count):
+                    p[k] = b[k] if p[k] >= 0 else c[k]
+            else:
+                for k in range(count):
+                    p[k] = flush(p[k] * b[k])
+                combine_row(p, c, count, combine)
+            if function != Function.IDENTITY:
+                apply_row(bits, count, function)
+            at = (y_at + i * y_outer + j * y_inner) * lanes
+            if flags & VectorFlag.MASK.value:
+                for k in range(count):
+                    p[k] = p[k] if lower <= k < limit else ZERO
+            if write:
+                vectors[at : at + count] = p
+            if reduce:
+                if flags & VectorFlag.MASK.value and reduce == Reduce.MAXIMUM:
+                    for k in range(count):
+                        p[k] = p[k] if lower <= k < limit else neutral
+                at = (step[Column.REDUCED] + i * step[Column.INNER] + j) * lanes
+                vectors[at : at + lanes] = reduce_row(p, count, reduce)
+
+
+@njit("f4(f4)", nogil=True, inline="always")
+def _mantissa(x):
+    return min(max(np.rint(x), -_MANTISSA_MAX), _MANTISSA_MAX)
+
+
+@njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
+    words = _row_words(step, contexts, size)
+    if not words:
+        _fail(outcome, ErrorCode.FIELD, step)
+        return
+    lanes = size // 4
+    depth = vectors.size // lanes
+    count = words * lanes
+    rows = step[Column.OUTER] * step[Column.INNER]
+    a_at, a_outer, a_inner = step[Column.A_START], step[Column.A_OUTER], step[Column.A_INNER]
+    last_word = step[Column.ACTIVATION] + (rows - 1) * step[Column.PITCH] + words // PARAMETER_BEATS
+    if (
+        _outside(step, a_at, a_outer, a_inner, words, 1, depth)
+        or step[Column.LARGEST] + rows > depth
+        or step[Column.INVERSE] + rows > depth
+        or last_word * size > buffer.size
+        or step[Column.ROW] + rows > eighths.size
+    ):
+        _fail(outcome, ErrorCode.RANGE, step)
+        return
+    x = np.empty(count, np.float32)
+    for i in range(step[Column.OUTER]):
+        for j in range(step[Column.INNER]):
+            row = i * step[Column.INNER] + j
+            _operand(x, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, True)
+            largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
+            inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
+            target = (step[Column.ACTIVATION] + row * step[Column.PITCH]) * size
+            live = largest >= ROW_FLOOR
+            scale = flush(largest * SCALE_OF_LARGEST) if live else ZERO
+            eighths[step[Column.ROW] + row] = flush(scale * np.float32(0.125))
+            if not live:
+                buffer[target : target + count] = 0
+                continue
+            for start in range(0, count, BLOCK):
+                end = min(start + BLOCK, count)
+                block_largest = ZERO
+                for k in range(start, end):
+                    block_largest = max(block_largest, abs(x[k]))
+                shift = 0
+                for k in range(1, MAX_SHIFT + 1):
+                    shift += block_largest <= largest * np.float32(1 / (1 << k))
+                factor = inverse * np.float32(1 << shift)
+                for k in range(start, end):
+                    buffer[target + k] = np.int16(_mantissa(x[k] * factor)) << (MAX_SHIFT - shift)
+
+
+@njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+def _append(step, contexts, size, memory, floats, vectors, outcome):
+    value = step[Column.FLAGS] & AppendFlag.VALUE.value != 0
+    tokens, words = contexts[step[Column.CONTEXT]], step[Column.WORDS]
+    if step[Column.OFFSET] > tokens:
+        _fail(outcome, ErrorCode.FIELD, step)
+        return
+    lanes = size // 4
+    depth = vectors.size // lanes
+    count = words * lanes
+    a_at, a_outer, a_inner = step[Column.A_START], step[Column.A_OUTER], step[Column.A_INNER]
+    rows = step[Column.OUTER] * step[Column.INNER]
+    if (
+        _outside(step, a_at, a_outer, a_inner, words, 1, depth)
+        or step[Column.LARGEST] + rows > depth
+        or step[Column.INVERSE] + rows > depth
+    ):
+        _fail(outcome, ErrorCode.RANGE, step)
+        return
+    for i in range(step[Column.OUTER]):
+        position = tokens - step[Column.OFFSET] + i
+        for j in range(step[Column.INNER]):
+            row = i * step[Column.INNER] + j
+            at = (a_at + i * a_outer + j * a_inner) * lanes
+            largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
+            inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
+            live = largest >= ROW_FLOOR
+            scale = flush(largest * SCALE_OF_LARGEST) if live else ZERO
+            cache = step[Column.CACHE] + j * step[Column.HEAD_STRIDE] * size
+            if value:
+                begin = cache + (PARAMETER_BEATS + position) * size
+                end = begin + ((count // size - 1) * step[Column.STRIDE] + 1) * size
+                at_scale = step[Column.SCALES] + j * step[Column.SCALE_STRIDE] * size + 4 * position
+                outside = at_scale < 0 or at_scale + 4 > memory.size
+                outcome[WRITE_BEATS] += count // size + 1
+            else:
+                begin = cache + position // size * (PARAMETER_BEATS + count) * size
+                end = begin + (PARAMETER_BEATS + count) * size
+                at_scale = begin + 4 * (position % size)
+                outside = False
+                outcome[WRITE_BEATS] += PARAMETER_BEATS + count
+            if outside or begin < 0 or end > memory.size:
+                _fail(outcome, ErrorCode.WINDOW, step)
+                return
+            floats[at_scale // 4] = scale
+            for d in range(count):
+                mantissa = np.int8(_mantissa(flush(vectors[at + d]) * inverse)) if live else np.int8(0)
+                if value:
+                    memory[begin + d // size * step[Column.STRIDE] * size + d % size] = mantissa
+                else:
+                    memory[begin + (PARAMETER_BEATS + d) * size + position % size] = mantissa
+
+
+@njit("void(i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+def _store(step, size, memory, floats, vectors, outcome):
+    lanes = size // 4
+    words, output = step[Column.WORDS], step[Column.OUTPUT]
+    a_at, a_outer, a_inner = step[Column.A_START], step[Column.A_OUTER], step[Column.A_INNER]
+    beats = step[Column.OUTER] * step[Column.INNER] * words
+    if _outside(step, a_at, a_outer, a_inner, words, 1, vectors.size // lanes):
+        _fail(outcome, ErrorCode.RANGE, step)
+    elif output < 0 or output + beats * size > memory.size:
+        _fail(outcome, ErrorCode.WINDOW, step)
+    else:
+        outcome[WRITE_BEATS] += beats
+        target = output // 4
+        for i in range(step[Column.OUTER]):
+            for j in range(step[Column.INNER]):
+                at = (a_at + i * a_outer + j * a_inner) * lanes
+                floats[target : target + words * lanes] = vectors[at : at + words * lanes]
+                target += words * lanes
+
+
+@njit("void(i8[::1], u2[::1], i8[::1], i8[::1])", nogil=True, cache=True)
+def _context(step, halves, contexts, outcome):
+    """``halves`` is the list as 16-bit words: these fields are read when they are needed."""
+    at = step[Column.INDEX] * 32
+    for k in range(step[Column.COUNT]):
+        contexts[step[Column.FIRST] + k] = halves[at + 4 + k]
+
+
+@njit(
+    "void(i8[:, ::1], u2[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8, i8[::1],"
+    "i8[::1])",
+    nogil=True,
+    cache=True,
+)
+def execute(
+    steps,
+    halves,
+    contexts,
+    size,
+    memory,
+    floats,
+    integers,
+    buffer,
+    eighths,
+    vectors,
+    thread,
+    threads,
+    barrier,
+    outcome,
+):
+    """Execute a decoded list until its end or its first error.
+
+    ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
+    the row scale table, ``vectors`` the vector memory, ``size`` the array size. Every one of ``threads`` threads calls
+    this with its number.
+    """
+    meetings = 0
+    for number in range(len(steps)):
+        step = steps[number]
+        opcode = step[Column.OPCODE]
+        if opcode == Opcode.GEMM:
+            _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, thread, threads, outcome)
+        elif thread == 0:
+            if opcode == Opcode.VECTOR:
+                _vector(step, contexts, size, vectors, outcome)
+            elif opcode == Opcode.QUANTIZE:
+                _quantize(step, contexts, size, buffer, eighths, vectors, outcome)
+            elif opcode == Opcode.LOAD:
+                _load(step, size, memory, floats, buffer, eighths, outcome)
+            elif opcode == Opcode.FETCH:
+                _fetch(step, contexts, size, memory, floats, vectors, outcome)
+            elif opcode == Opcode.APPEND:
+                _append(step, contexts, size, memory, floats, vectors, outcome)
+            elif opcode == Opcode.STORE:
+                _store(step, size, memory, floats, vectors, outcome)
+            else:
+                _context(step, halves, contexts, outcome)
+        # Between steps that only the first thread executes nobody has to wait. After an error all stop at the same
+        # meeting, the first one after it.
+        if thread == 0 and outcome[CODE] and not outcome[STOP]:
+            outcome[STOP] = meetings + 1
+        last = number + 1 == len(steps)
+        stopped = thread == 0 and outcome[STOP] != 0
+        if opcode == Opcode.GEMM or stopped or last or steps[number + 1][Column.OPCODE] == Opcode.GEMM:
+            _meet(barrier, threads)
+            meetings += 1
+            if outcome[STOP] == meetings:
+                break

@@ -1,0 +1,152 @@
+"""float32 arithmetic in compiled loops, bit for bit that of :mod:`lepton_hw.numerics` and :mod:`lepton_hw.functions`.
+
+Functions on rows work in place and are written so that a compiler makes vector instructions of them.
+"""
+
+import numpy as np
+from numba import njit
+
+from lepton_hw import functions
+from lepton_hw.commands import Combine, Function, Reduce
+
+TINY = np.finfo(np.float32).tiny
+NAN = np.float32(np.nan)
+ZERO = np.float32(0)
+
+_TABLE = np.ascontiguousarray(functions.table().T)
+_FRACTION = np.int64(0x7FFFFF)
+_INFINITY = np.int64(0xFF << 23)
+_NAN_BITS = np.int32(np.float32(np.nan).view(np.int32))
+_ONE_BITS = np.int64(127 << 23)
+_SIGN = np.int64(-(1 << 31))
+_SEGMENT_BITS = functions.SEGMENT_BITS
+_OFFSET_BITS = functions.OFFSET_BITS
+_SLOPE_SHIFT = 23 + functions.C2_POINT - functions.C1_POINT
+_VALUE_SHIFT = 23 + functions.C1_POINT - functions.C0_POINT
+_LOG2_E = functions.LOG2_E
+_LOG2_E_POINT = functions.LOG2_E_POINT
+_EXP_LIMIT = functions.EXP_LIMIT
+_EXP_ROW, _RECIPROCAL_ROW, _RSQRT_ROW = functions.EXP_ROW, functions.RECIPROCAL_ROW, functions.RSQRT_ROW
+
+
+@njit("f4(f4)", cache=True, inline="always")
+def flush(x):
+    """Subnormals to zeros of their sign, NaN to the canonical one."""
+    x = np.copysign(ZERO, x) if abs(x) < TINY else x
+    return x if x == x else NAN
+
+
+@njit("f4(f4, f4)", cache=True, inline="always")
+def maximum(a, b):
+    """:func:`lepton_hw.numerics.float_maximum` of flushed operands."""
+    larger = a if a >= b else b
+    return larger if a == a and b == b else NAN
+
+
+@njit("i8(i8, i8)", cache=True, inline="always")
+def _interpolate(row, fraction):
+    segment = row + (fraction >> _OFFSET_BITS)
+    d = fraction & ((1 << _OFFSET_BITS) - 1)
+    slope = _TABLE[1, segment] + (_TABLE[2, segment] * d >> _SLOPE_SHIFT)
+    return _TABLE[0, segment] + (slope * d >> _VALUE_SHIFT)
+
+
+@njit("i8(i8, i8)", cache=True, inline="always")
+def _pack(value, exponent):
+    bits = (exponent << 23) + ((value - (1 << functions.C0_POINT) + 16) >> 5)
+    return np.int64(0) if bits < 1 << 23 else min(bits, _INFINITY)
+
+
+@njit("i4(i4)", cache=True, inline="always")
+def exponential_bits(bits):
+    """:func:`lepton_hw.functions.exponential` on patterns."""
+    negative = bits < 0
+    exponent = np.int64(bits) >> 23 & 0xFF
+    fraction = np.int64(bits) & _FRACTION
+    if exponent == 0:
+        return np.int32(_ONE_BITS)
+    if exponent >= _EXP_LIMIT:
+        if exponent == 255 and fraction:
+            return _NAN_BITS
+        return np.int32(0) if negative else np.int32(_INFINITY)
+    shift = min(max(_LOG2_E_POINT + 127 - exponent, 1), 60)
+    magnitude = (((fraction | 1 << 23) * _LOG2_E >> (shift - 1)) + 1) >> 1
+    scaled = -magnitude if negative else magnitude
+    return np.int32(_pack(_interpolate(_EXP_ROW, scaled & _FRACTION), (scaled >> 23) + 127))
+
+
+@njit("i4(i4)", cache=True, inline="always")
+def reciprocal_bits(bits):
+    """:func:`lepton_hw.functions.reciprocal` on patterns."""
+    sign = np.int64(bits) & _SIGN
+    exponent = np.int64(bits) >> 23 & 0xFF
+    fraction = np.int64(bits) & _FRACTION
+    if exponent == 255:
+        return _NAN_BITS if fraction else np.int32(sign)
+    if exponent == 0:
+        return np.int32(sign | _INFINITY)
+    return np.int32(sign | _pack(2 * _interpolate(_RECIPROCAL_ROW, fraction), 253 - exponent))
+
+
+@njit("i4(i4)", cache=True, inline="always")
+def rsqrt_bits(bits):
+    """:func:`lepton_hw.functions.rsqrt` on patterns."""
+    exponent = np.int64(bits) >> 23 & 0xFF
+    fraction = np.int64(bits) & _FRACTION
+    if exponent == 0:
+        return np.int32(_INFINITY)
+    if bits < 0 or (exponent == 255 and fraction):
+        return _NAN_BITS
+    if exponent == 255:
+        return np.int32(0)
+    odd = exponent + 1 & 1
+    value = 2 * _interpolate(_RSQRT_ROW + (odd << _SEGMENT_BITS), fraction)
+    return np.int32(_pack(value, 126 + ((127 - exponent + odd) >> 1)))
+
+
+@njit("void(f4[::1], f4[::1], i8, i8)", cache=True)
+def combine_row(p, c, count, combine):
+    """``p = combine(p, c)`` for the first ``count`` elements; SELECT is done by the caller."""
+    if combine == Combine.ADD:
+        for k in range(count):
+            p[k] = flush(p[k] + flush(c[k]))
+    elif combine == Combine.SUBTRACT:
+        for k in range(count):
+            p[k] = flush(p[k] - flush(c[k]))
+    elif combine == Combine.MAXIMUM:
+        for k in range(count):
+            p[k] = maximum(p[k], flush(c[k]))
+
+
+@njit("void(i4[::1], i8, i8)", cache=True)
+def apply_row(bits, count, function):
+    """Apply a function to the first ``count`` patterns."""
+    if function == Function.EXPONENTIAL:
+        for k in range(count):
+            bits[k] = exponential_bits(bits[k])
+    elif function == Function.RECIPROCAL:
+        for k in range(count):
+            bits[k] = reciprocal_bits(bits[k])
+    elif function == Function.RSQRT:
+        for k in range(count):
+            bits[k] = rsqrt_bits(bits[k])
+
+
+@njit("f4(f4[::1], i8, i8)", cache=True)
+def reduce_row(x, count, reduce):
+    """Reduce the first ``count`` flushed elements as :func:`lepton_hw.numerics.reduce_rows` does; ``x`` is used up."""
+    if reduce == Reduce.ABSOLUTE:
+        for k in range(count):
+            x[k] = abs(x[k]) if x[k] == x[k] else NAN
+    while count > 1:
+        half = count // 2
+        if reduce == Reduce.SUM:
+            for k in range(half):
+                x[k] = flush(x[2 * k] + x[2 * k + 1])
+        else:
+            for k in range(half):
+                x[k] = maximum(x[2 * k], x[2 * k + 1])
+        if count & 1:
+            x[half] = x[count - 1]
+        count = half + (count & 1)
+    return x[0]
