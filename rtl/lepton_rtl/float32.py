@@ -18,7 +18,12 @@ from lepton_hw.numerics import F32, I32
 
 from .delay import delay
 
+ONE = 127 << 23
 INFINITY = 0xFF << 23
+NEGATIVE_INFINITY = 1 << 31 | INFINITY
+"""The float32 of which the maximum with any other is the other."""
+NEGATIVE_ZERO = 1 << 31
+"""The float32 that added to any other leaves it as it is."""
 NAN = int(np.float32(np.nan).view(np.uint32))
 SMALLEST_NORMAL = 1 << 23
 
@@ -266,4 +271,55 @@ class FloatAdd(wiring.Component):
         with m.Else():
             m.d.comb += magnitude.eq(rounded[:31])
         m.d.comb += self.y.eq(delay(m, Cat(magnitude, result_sign), 1, "packed"))
+        return m
+
+
+class FloatCombine(wiring.Component):
+    """float32 sum or maximum.
+
+    Members
+    -------
+    a, b: In(32)
+        Operands.
+    maximum: In(1)
+        ``y`` is the larger of the operands, not their sum; constant while anything is inside.
+    a_wins, b_wins: In(1)
+        With ``maximum``, ``y`` is this operand, whatever the other one is.
+    y: Out(32)
+        The result; NaN if either operand is, unless one wins.
+    """
+
+    latency = 2 + FloatAdd.latency
+    """Compare; choose; add, which for a maximum adds the neutral negative zero."""
+
+    def __init__(self) -> None:
+        flags = {"maximum": In(1), "a_wins": In(1), "b_wins": In(1)}
+        super().__init__({"a": In(32), "b": In(32), **flags, "y": Out(32)})
+
+    @staticmethod
+    def model(a: F32, b: F32, *, maximum: bool) -> F32:
+        """What the unit computes if neither operand wins."""
+        return (numerics.float_maximum if maximum else numerics.float_add)(a, b)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+
+        # Compare magnitudes and classify.
+        a, b = delay(m, self.a, 1, "a"), delay(m, self.b, 1, "b")
+        a_larger = delay(m, self.a[:31] >= self.b[:31], 1, "a_larger")
+        a_zero, b_zero = [delay(m, x[23:31] == 0, 1, f"{name}_zero") for x, name in ((self.a, "a"), (self.b, "b"))]
+        a_nan, b_nan = [
+            delay(m, x[23:31].all() & x[:23].any(), 1, f"{name}_nan") for x, name in ((self.a, "a"), (self.b, "b"))
+        ]
+        a_wins, b_wins = delay(m, self.a_wins, 1, "a_won"), delay(m, self.b_wins, 1, "b_won")
+
+        # Choose. Zeros are equal, whatever their signs, and of equal operands it is a. Negative ones of equal magnitude
+        # have the same bits.
+        not_less = Mux(a[31], b[31] & ~a_larger, b[31] | a_larger)
+        take_a = a_wins | (~b_wins & (a_nan | (~b_nan & ((a_zero & b_zero) | not_less))))
+        augend = delay(m, Mux(self.maximum & ~take_a, b, a), 1, "augend")
+        addend = delay(m, Mux(self.maximum, NEGATIVE_ZERO, b), 1, "addend")
+
+        m.submodules.add = add = FloatAdd()
+        m.d.comb += [add.a.eq(augend), add.b.eq(addend), self.y.eq(add.y)]
         return m

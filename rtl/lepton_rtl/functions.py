@@ -27,11 +27,10 @@ from lepton_hw.functions import (
 from lepton_hw.numerics import F32
 
 from .delay import delay
-from .float32 import INFINITY, NAN
+from .float32 import INFINITY, NAN, ONE
 
 FRACTION_BITS = 23
 BIAS = 127
-ONE = BIAS << FRACTION_BITS
 
 COEFFICIENTS = data.StructLayout({"c2": C2_BITS, "c1": signed(C1_BITS), "c0": C0_BITS})
 """A row of the table: 64 bits."""

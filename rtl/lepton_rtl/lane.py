@@ -1,32 +1,87 @@
 """One lane of the vector unit."""
 
-from amaranth.hdl import Module
+from typing import assert_never
+
+import numpy as np
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .float32 import FloatAdd, FloatMultiply
+from lepton_hw import numerics
+from lepton_hw.commands import Combine, Function
+from lepton_hw.numerics import F32
+
+from .delay import delay
+from .float32 import ONE, FloatCombine, FloatMultiply
 from .functions import FunctionUnit
+
+
+def combined(a: F32, b: F32, c: F32, combine: Combine) -> F32:
+    """``a * b`` combined with ``c``, element by element."""
+    match combine:
+        case Combine.ADD:
+            return numerics.float_add(numerics.float_multiply(a, b), c)
+        case Combine.SUBTRACT:
+            return numerics.float_add(numerics.float_multiply(a, b), -c)
+        case Combine.MAXIMUM:
+            return numerics.float_maximum(numerics.float_multiply(a, b), c)
+        case Combine.SELECT:
+            return numerics.flush(np.where(numerics.flush(a) >= 0, b, c))
+        case _:
+            assert_never(combine)
 
 
 class VectorLane(wiring.Component):
     """``y = function(combine(a * b, c))`` on float32.
 
-    Latency: :attr:`latency` cycles. One operation a cycle, never stalled. ``combine`` and ``function`` are constant
-    while anything is inside.
+    Latency: :attr:`latency` cycles. One operation a cycle, never stalled.
 
     Members
     -------
     a, b, c : In(32); from registers
-    combine : In(2); a ``commands.Combine``
-    function : In(2); a ``commands.Function``
+    combine : In(2); a ``commands.Combine``, constant while anything is inside
+    function : In(2); a ``commands.Function``, likewise
     y : Out(32)
     """
 
-    latency = FloatMultiply.latency + 2 + FloatAdd.latency + FunctionUnit.latency
+    latency = FloatMultiply.latency + FloatCombine.latency + FunctionUnit.latency
 
     def __init__(self) -> None:
         operands = {"a": In(32), "b": In(32), "c": In(32)}
         super().__init__({**operands, "combine": In(2), "function": In(2), "y": Out(32)})
 
+    @staticmethod
+    def model(a: F32, b: F32, c: F32, combine: Combine, function: Function) -> F32:
+        """What the lane computes, element by element."""
+        return FunctionUnit.model(combined(a, b, c, combine), function)
+
     def elaborate(self, platform: object) -> Module:
-        return Module()
+        m = Module()
+        m.submodules.multiply = multiply = FloatMultiply()
+        m.submodules.combine = combine = FloatCombine()
+        m.submodules.function = function = FunctionUnit()
+        decoded = Cat(self.combine == kind for kind in (Combine.SUBTRACT, Combine.MAXIMUM, Combine.SELECT))
+        subtracts, takes_maximum, selects = delay(m, decoded, 1, "decoded")
+
+        # Where a >= 0: zeros of both signs are, NaN is not.
+        lowest = delay(m, self.a[23:31] == 0, 1, "lowest")
+        highest = delay(m, self.a[23:31].all(), 1, "highest")
+        has_fraction = delay(m, self.a[:23].any(), 1, "has_fraction")
+        negative = delay(m, self.a[31], 1, "negative")
+        takes_b = delay(m, lowest | ~(negative | (highest & has_fraction)), FloatMultiply.latency - 1, "takes_b")
+
+        c = delay(m, self.c, FloatMultiply.latency, "c_delayed")
+        m.d.comb += [
+            # b * 1 is b.
+            multiply.a.eq(Mux(self.combine == Combine.SELECT, ONE, self.a)),
+            multiply.b.eq(self.b),
+            combine.a.eq(multiply.y),
+            combine.b.eq(Cat(c[:31], c[31] ^ subtracts)),
+            combine.maximum.eq(takes_maximum | selects),
+            combine.a_wins.eq(selects & takes_b),
+            combine.b_wins.eq(selects & ~takes_b),
+            function.x.eq(combine.y),
+            function.function.eq(self.function),
+            self.y.eq(function.y),
+        ]
+        return m
