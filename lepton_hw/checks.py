@@ -118,7 +118,7 @@ def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int]
             )
         case Append():
             return (
-                command.flags in tuple(AppendFlag)
+                command.flags in (AppendFlag.KEY, AppendFlag.VALUE)
                 and command.outer >= 1
                 and command.inner >= 1
                 and command.words >= 1

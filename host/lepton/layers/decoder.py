@@ -1,0 +1,787 @@
+"""Command lists of a whole decoder step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lepton_hw.commands import (
+    CONTEXTS_PER_COMMAND,
+    Address,
+    Append,
+    AppendFlag,
+    Combine,
+    Command,
+    Context,
+    Fetch,
+    Function,
+    Gemm,
+    GemmFlag,
+    LengthFlag,
+    Quantize,
+    Reduce,
+    Step,
+    Vector,
+    VectorFlag,
+)
+from lepton_hw.config import HardwareConfig
+from lepton_hw.layout import (
+    PARAMETER_BEATS,
+    Bytes,
+    empty_value_cache,
+    key_cache_beats,
+    pack_weights,
+    value_cache_beats,
+    value_scale_beats,
+    value_stride,
+    weight_bytes,
+    words_of,
+)
+from lepton_hw.numerics import SCALE_OF_LARGEST, QuantizedWeights
+
+from ..errors import InputError
+from .builder import Arena, ListBuilder, Space, Span
+from .spec import DecoderSpec, Linear
+
+WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
+"""Base registers of a decoder's lists."""
+
+_ONE = 1.0
+_MINUS_ZERO = -0.0
+_NONE = Step(0)
+
+
+def obstacle(spec: DecoderSpec, config: HardwareConfig) -> str | None:
+    """Why a decoder cannot run on a build, or None."""
+    size = config.array_size
+    if spec.head_size % size or spec.head_size // 2 % config.lanes:
+        return f"head size {spec.head_size} is not a multiple of {size}"
+    for name, width in (("hidden size", spec.hidden), ("MLP width", spec.inner)):
+        if width % size:
+            return f"{name} {width} is not a multiple of {size}"
+    if max(spec.hidden, spec.inner, spec.heads * spec.head_size) > config.max_words * size:
+        return f"a width is over {config.max_words * size}"
+    return None
+
+
+class Layout:
+    """Where a decoder's weights and caches lie in device memory: offsets in bytes from their base registers."""
+
+    def __init__(self, spec: DecoderSpec, config: HardwareConfig, *, slots: int, context: int) -> None:
+        self.spec, self.config = spec, config
+        self.slots, self.context = slots, context
+        self.chunks = _mlp_chunks(spec, config)
+        self._offsets: dict[tuple[str, int], int] = {}
+        at = 0
+        for key, nbytes in self._streams():
+            self._offsets[key] = at
+            at += nbytes
+        self.weight_bytes = at
+        beat = config.beat_bytes
+        self.key_beats = key_cache_beats(config, context, spec.head_size)
+        self.value_beats = value_cache_beats(config, context, spec.head_size)
+        self.scale_beats = value_scale_beats(config, context)
+        self._head_beats = self.key_beats + self.value_beats + self.scale_beats
+        self.cache_bytes = len(spec.layers) * slots * spec.key_heads * self._head_beats * beat
+
+    def weights(self, name: str, layer: int = 0) -> Address:
+        """Address of a weight stream or a norm's weights."""
+        return Address(WEIGHTS, self._offsets[name, layer])
+
+    def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
+        """Address of the ``keys``, ``values`` or ``scales`` of a head."""
+        spec, beat = self.spec, self.config.beat_bytes
+        first = (layer * self.slots + slot) * spec.key_heads * self._head_beats
+        beats = {"keys": self.key_beats, "values": self.value_beats, "scales": self.scale_beats}
+        for name, size in beats.items():
+            if name == kind:
+                return Address(CACHES, (first + head * size) * beat)
+            first += spec.key_heads * size
+        raise KeyError(kind)
+
+    def pack(self) -> Bytes:
+        """All weights and norms, flat uint8."""
+        parts = []
+        for (name, layer), _ in self._streams():
+            parts.append(self._pack(name, layer))
+        return np.concatenate(parts)
+
+    def empty_caches(self) -> Bytes:
+        """All caches before the first token, flat uint8."""
+        heads, spec = self.spec.key_heads, self.spec
+        keys = np.zeros(heads * self.key_beats * self.config.beat_bytes, np.uint8)
+        values = np.tile(empty_value_cache(self.config, self.context, spec.head_size), heads)
+        scales = np.zeros(heads * self.scale_beats * self.config.beat_bytes, np.uint8)
+        return np.tile(np.concatenate([keys, values, scales]), len(spec.layers) * self.slots)
+
+    def _streams(self) -> list[tuple[tuple[str, int], int]]:
+        """Name, layer and bytes of everything in the order of its use."""
+        spec = self.spec
+        streams: list[tuple[tuple[str, int], int]] = []
+
+        def linear(name: str, layer: int, weights: QuantizedWeights, *, bias: bool) -> None:
+            columns, length = weights.mantissa.shape
+            streams.append(((name, layer), weight_bytes(self.config, columns, length, bias=bias)))
+
+        for i, layer in enumerate(spec.layers):
+            streams.append((("attention_norm", i), 4 * spec.hidden))
+            linear("qkv", i, layer.attention.qkv.weights, bias=layer.attention.qkv.bias is not None)
+            linear("output", i, layer.attention.output.weights, bias=layer.attention.output.bias is not None)
+            streams.append((("mlp_norm", i), 4 * spec.hidden))
+            for chunk in range(self.chunks):
+                gate_up = _gate_up(spec, i, chunk, self.chunks)
+                linear(f"gate_up_{chunk}", i, gate_up.weights, bias=gate_up.bias is not None)
+            linear("down", i, layer.mlp.down.weights, bias=layer.mlp.down.bias is not None)
+        streams.append((("norm", 0), 4 * spec.hidden))
+        linear("head", 0, spec.head.weights, bias=spec.head.bias is not None)
+        return streams
+
+    def _pack(self, name: str, layer: int) -> Bytes:
+        spec = self.spec
+        if name.endswith("norm"):
+            values = spec.norm if name == "norm" else getattr(spec.layers[layer], name)
+            return values.astype("<f4").view(np.uint8)
+        if name.startswith("gate_up_"):
+            linear = _gate_up(spec, layer, int(name.removeprefix("gate_up_")), self.chunks)
+        elif name == "head":
+            linear = spec.head
+        elif name == "down":
+            linear = spec.layers[layer].mlp.down
+        else:
+            linear = getattr(spec.layers[layer].attention, name)
+        return pack_weights(self.config, linear.weights.mantissa, linear.weights.scale, linear.bias)
+
+
+def _mlp_chunks(spec: DecoderSpec, config: HardwareConfig) -> int:
+    """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
+    blocks = spec.inner // config.array_size
+    return next(chunks for chunks in (4, 3, 2, 1) if blocks % chunks == 0)
+
+
+def _gate_up(spec: DecoderSpec, layer: int, chunk: int, chunks: int) -> Linear:
+    """Gate and up projection of one part of the MLP's width, as one layer."""
+    part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
+    gate, up = spec.layers[layer].mlp.gate, spec.layers[layer].mlp.up
+    mantissa, scale = (np.concatenate([a[part], b[part]]) for a, b in zip(gate.weights, up.weights, strict=True))
+    bias = None
+    if gate.bias is not None and up.bias is not None:
+        bias = np.concatenate([gate.bias[part], up.bias[part]])
+    return Linear(QuantizedWeights(mantissa, scale), bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """What one list does: new tokens of sequences in cache slots."""
+
+    slots: tuple[int, ...]
+    """Cache slot of each sequence."""
+    tokens: int
+    """New tokens of each sequence: any number for one, 1 for several."""
+    context: int
+    """Most tokens that a sequence may have with the new ones."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows (i, j) of the vector memory."""
+
+    start: int
+    outer: int = 0
+    inner: int = 0
+
+
+class DecoderCompiler:
+    """Compiles the steps of one decoder."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.spec, self.config = layout.spec, layout.config
+
+    def compile(self, step: StepShape) -> list[Command]:
+        """The list of a step. It begins with the CONTEXT commands, whose tokens are to be set for every run.
+
+        Inputs lie at their base register: the embedded tokens [rows, hidden], then the cosines and sines of their
+        positions [rows, head_size / 2] each, float32. Results are the logits of each sequence's last token.
+
+        Raises :class:`InputError` if the step needs more memory on chip than there is.
+        """
+        return _StepCompiler(self.layout, step).compile()
+
+
+class _StepCompiler:
+    def __init__(self, layout: Layout, step: StepShape) -> None:
+        self.layout, self.step = layout, step
+        self.spec, self.config = layout.spec, layout.config
+        self.rows = len(step.slots) * step.tokens
+        self.builder = ListBuilder(layout.config, caches=2 * len(layout.spec.layers))
+        self.arena = Arena(layout.config.vector_words)
+        self.lanes = layout.config.lanes
+        if self.rows > layout.config.accumulator_rows:
+            raise InputError(
+                f"step: must have at most {layout.config.accumulator_rows} rows, not {self.rows}; take several steps"
+            )
+
+    def words(self, elements: int) -> int:
+        return elements // self.lanes
+
+    def compile(self) -> list[Command]:
+        spec, rows = self.spec, self.rows
+        hidden = self.words(spec.hidden)
+        contexts: list[Command] = []
+        for first in range(0, len(self.step.slots), CONTEXTS_PER_COMMAND):
+            count = min(CONTEXTS_PER_COMMAND, len(self.step.slots) - first)
+            contexts.append(Context(first=first, tokens=(0,) * count))
+        for command in contexts:
+            self.builder.add(command)
+        self.x = self.arena.allocate(rows * hidden)
+        half = self.words(spec.head_size // 2)
+        self.cosines = self.arena.allocate(rows * half)
+        self.sines = self.arena.allocate(rows * half)
+        self.norm_weight = self.arena.allocate(hidden)
+        self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
+        # Inputs lie one after the other in memory and here.
+        self.fetch(self.x, rows * (hidden + 2 * half), Address(INPUTS, 0))
+        for index in range(len(spec.layers)):
+            self.attention(index)
+            self.mlp(index)
+        self.head()
+        return self.builder.finish()
+
+    # Commands with what they touch.
+
+    def span(self, rows: Rows, words: int, outer: int = 1, inner: int = 1) -> Span:
+        end = rows.start + (outer - 1) * rows.outer + (inner - 1) * rows.inner + words
+        return Span(Space.VECTOR, rows.start, end)
+
+    def fetch(self, target: int, words: int, source: Address, *, dynamic: int | None = None, cache: int = -1) -> None:
+        self.builder.add(
+            Fetch(
+                words=words,
+                target=target,
+                source=source,
+                flags=LengthFlag.NONE if dynamic is None else LengthFlag.LENGTH,
+                context=dynamic or 0,
+            ),
+            reads=[Span(Space.CACHE, cache, cache + 1)] if cache >= 0 else [],
+            writes=[Span(Space.VECTOR, target, target + words)],
+        )
+
+    def vector(
+        self,
+        words: int,
+        a: Rows,
+        *,
+        b: Rows | float = _ONE,
+        c: Rows | float = _MINUS_ZERO,
+        target: Rows | None = None,
+        outer: int = 1,
+        inner: int = 1,
+        square: bool = False,
+        broadcast: Step = _NONE,
+        combine: Combine = Combine.ADD,
+        function: Function = Function.IDENTITY,
+        reduce: Reduce = Reduce.NONE,
+        reduced: int = 0,
+        context: int | None = None,
+        causal_offset: int | None = None,
+        mask: bool = False,
+    ) -> None:
+        flags = VectorFlag.NONE
+        reads = [self.span(a, words, outer, inner)]
+        writes = []
+        values: dict[str, int] = {}
+        if square:
+            flags |= VectorFlag.SQUARE
+        elif isinstance(b, Rows):
+            values |= {"b_start": b.start, "b_outer": b.outer, "b_inner": b.inner}
+            reads.append(self.span(b, 1 if broadcast & Step.B else words, outer, inner))
+        else:
+            flags |= VectorFlag.B_VALUE
+            values["b_value"] = _bits(b)
+        if isinstance(c, Rows):
+            values |= {"c_start": c.start, "c_outer": c.outer, "c_inner": c.inner}
+            reads.append(self.span(c, 1 if broadcast & Step.C else words, outer, inner))
+        else:
+            flags |= VectorFlag.C_VALUE
+            values["c_value"] = _bits(c)
+        if target is not None:
+            flags |= VectorFlag.WRITE
+            values |= {"target_start": target.start, "target_outer": target.outer, "target_inner": target.inner}
+            writes.append(self.span(target, words, outer, inner))
+        if reduce:
+            writes.append(Span(Space.VECTOR, reduced, reduced + outer * inner))
+        if context is not None:
+            flags |= VectorFlag.LENGTH
+            values["context"] = context
+        if mask:
+            flags |= VectorFlag.MASK
+        if causal_offset is not None:
+            flags |= VectorFlag.CAUSAL
+            values["offset"] = causal_offset
+        self.builder.add(
+            Vector(
+                words=words,
+                outer=outer,
+                inner=inner,
+                a_start=a.start,
+                a_outer=a.outer,
+                a_inner=a.inner,
+                step=(Step.A | Step.B | Step.C) & ~broadcast,
+                combine=combine,
+                function=function,
+                reduce=reduce,
+                reduced=reduced,
+                flags=flags,
+                **values,
+            ),
+            reads=reads,
+            writes=writes,
+        )
+
+    def reciprocals(self, count: int, largest: int, inverse: int) -> None:
+        """Reciprocals of the scales of ``count`` rows with these largest magnitudes."""
+        self.vector(
+            count,
+            Rows(largest),
+            b=float(SCALE_OF_LARGEST),
+            function=Function.RECIPROCAL,
+            target=Rows(inverse),
+        )
+
+    def quantize(
+        self,
+        words: int,
+        a: Rows,
+        *,
+        largest: int,
+        inverse: int,
+        activation: int,
+        row: int = 0,
+        outer: int = 1,
+        inner: int = 1,
+        context: int | None = None,
+    ) -> None:
+        pitch, rows = words // PARAMETER_BEATS, outer * inner
+        for what, end, limit in (
+            ("activation buffer", activation + rows * pitch, self.config.activation_words),
+            ("row scale table", row + rows, self.config.scale_rows),
+        ):
+            if end > limit:
+                raise InputError(
+                    f"{what}: must hold {end} entries for this step, but has {limit}; process fewer rows at a time, "
+                    f"or a shorter context"
+                )
+        self.builder.add(
+            Quantize(
+                words=words,
+                outer=outer,
+                inner=inner,
+                a_start=a.start,
+                a_outer=a.outer,
+                a_inner=a.inner,
+                largest=largest,
+                inverse=inverse,
+                activation=activation,
+                pitch=pitch,
+                row=row,
+                context=context or 0,
+                flags=LengthFlag.NONE if context is None else LengthFlag.LENGTH,
+            ),
+            reads=[
+                self.span(a, words, outer, inner),
+                Span(Space.VECTOR, largest, largest + rows),
+                Span(Space.VECTOR, inverse, inverse + rows),
+            ],
+            writes=[
+                Span(Space.ACTIVATION, activation, activation + rows * pitch),
+                Span(Space.SCALE, row, row + rows),
+            ],
+        )
+
+    def gemm(
+        self,
+        rows: int,
+        length: int,
+        columns: int,
+        weights: Address,
+        target: Rows | None,
+        *,
+        bias: bool = False,
+        activation: int = 0,
+        row: int = 0,
+        cache: int = -1,
+        context: int | None = None,
+        flags: GemmFlag = GemmFlag.NONE,
+        stride: int = 0,
+    ) -> None:
+        words, blocks = words_of(self.config, length), words_of(self.config, columns)
+        flags |= GemmFlag.FLOAT | (GemmFlag.BIAS if bias else GemmFlag.NONE)
+        writes = []
+        values: dict[str, int] = {}
+        if target is not None:
+            flags |= GemmFlag.ROWS
+            values |= {"target": target.start, "target_pitch": target.outer}
+            writes.append(self.span(target, blocks * PARAMETER_BEATS, rows))
+        reads = [Span(Space.ACTIVATION, activation, activation + rows * words), Span(Space.SCALE, row, row + rows)]
+        if cache >= 0:
+            reads.append(Span(Space.CACHE, cache, cache + 1))
+        self.builder.add(
+            Gemm(
+                rows=rows,
+                words=words,
+                activation=activation,
+                row=row,
+                blocks=blocks,
+                weights=weights,
+                output=Address(RESULTS, 0) if target is None else Address(0, 0),
+                context=context or 0,
+                stride=stride,
+                flags=flags,
+                **values,
+            ),
+            reads=reads,
+            writes=writes,
+        )
+
+    # Parts of a layer.
+
+    def quantize_rows(self, source: Rows, words: int, rows: int) -> None:
+        """``rows`` rows, whose largest magnitudes are in the first scalars, to the first activation rows."""
+        largest, inverse = self.scalars
+        self.reciprocals(rows, largest, inverse)
+        self.quantize(words, source, outer=rows, largest=largest, inverse=inverse, activation=0)
+
+    def normalize(self, name: str, layer: int, x: Rows, rows: int, target: Rows) -> None:
+        """RMS norm of ``rows`` rows, quantized."""
+        spec = self.spec
+        words = self.words(spec.hidden)
+        squares, factor = self.scalars
+        self.fetch(self.norm_weight, words, self.layout.weights(name, layer))
+        self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=squares)
+        self.vector(
+            rows,
+            Rows(squares),
+            b=float(np.float32(1 / spec.hidden)),
+            c=float(np.float32(spec.epsilon)),
+            function=Function.RSQRT,
+            target=Rows(factor),
+        )
+        self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
+        self.vector(
+            words,
+            target,
+            b=Rows(self.norm_weight),
+            outer=rows,
+            target=target,
+            reduce=Reduce.ABSOLUTE,
+            reduced=self.scalars[0],
+        )
+        self.quantize_rows(target, words, rows)
+
+    def attention(self, layer: int) -> None:
+        spec, rows = self.spec, self.rows
+        hidden, head = self.words(spec.hidden), self.words(spec.head_size)
+        heads = spec.heads + 2 * spec.key_heads
+        mark = self.arena.mark()
+        qkv = Rows(self.arena.allocate(rows * heads * head), heads * head, head)
+        scratch = self.arena.mark()
+        normed = Rows(self.arena.allocate(rows * hidden), hidden)
+        x = Rows(self.x, hidden)
+        self.normalize("attention_norm", layer, x, rows, normed)
+        linear = spec.layers[layer].attention.qkv
+        self.gemm(
+            rows,
+            spec.hidden,
+            heads * spec.head_size,
+            self.layout.weights("qkv", layer),
+            qkv,
+            bias=linear.bias is not None,
+        )
+        self.arena.release(scratch)
+        self.rotate(qkv)
+        largest, inverse = self.scalars
+        self.vector(head, qkv, outer=rows, inner=heads, reduce=Reduce.ABSOLUTE, reduced=largest)
+        self.reciprocals(rows * heads, largest, inverse)
+        self.append(layer, qkv, head, heads)
+        mixed = Rows(self.arena.allocate(rows * spec.heads * head), spec.heads * head, head)
+        if self.step.tokens == 1:
+            for row in range(rows):
+                self.attend_token(layer, row, qkv, mixed)
+        else:
+            self.attend_tokens(layer, qkv, mixed)
+        width = spec.heads * head
+        self.vector(width, Rows(mixed.start, width), outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
+        self.quantize_rows(Rows(mixed.start, width), width, rows)
+        branch = Rows(self.arena.allocate(rows * hidden), hidden)
+        linear = spec.layers[layer].attention.output
+        self.gemm(
+            rows,
+            spec.heads * spec.head_size,
+            spec.hidden,
+            self.layout.weights("output", layer),
+            branch,
+            bias=linear.bias is not None,
+        )
+        self.vector(hidden, branch, c=x, outer=rows, target=x)
+        self.arena.release(mark)
+
+    def rotate(self, qkv: Rows) -> None:
+        """Rotary positions of queries and keys: pairs (k, k + D / 2)."""
+        spec, rows = self.spec, self.rows
+        half = self.words(spec.head_size // 2)
+        count = spec.heads + spec.key_heads
+        mark = self.arena.mark()
+        products = [Rows(self.arena.allocate(rows * count * half), count * half, half) for _ in range(2)]
+        first, second = qkv, Rows(qkv.start + half, qkv.outer, qkv.inner)
+        cosines, sines = Rows(self.cosines, half), Rows(self.sines, half)
+        for part, product in zip((second, first), products, strict=True):
+            self.vector(half, part, b=sines, outer=rows, inner=count, target=product)
+        for part, product, combine in (
+            (first, products[0], Combine.SUBTRACT),
+            (second, products[1], Combine.ADD),
+        ):
+            self.vector(half, part, b=cosines, c=product, combine=combine, outer=rows, inner=count, target=part)
+        self.arena.release(mark)
+
+    def append(self, layer: int, qkv: Rows, head: int, heads: int) -> None:
+        """Keys and values of the new tokens to the caches."""
+        spec, layout = self.spec, self.layout
+        largest, inverse = self.scalars
+        tokens = self.step.tokens
+        for number, slot in enumerate(self.step.slots):
+            for value in (False, True):
+                # Scalars of a token's heads follow each other, but not those of several tokens' keys.
+                for token in range(tokens):
+                    first = (number * tokens + token) * heads + spec.heads + value * spec.key_heads
+                    start = qkv.start + first * head
+                    self.builder.add(
+                        Append(
+                            words=head,
+                            inner=spec.key_heads,
+                            a_start=start,
+                            a_inner=head,
+                            largest=largest + first,
+                            inverse=inverse + first,
+                            context=number,
+                            offset=tokens - token,
+                            cache=layout.cache("values" if value else "keys", layer, slot),
+                            head_stride=layout.value_beats if value else layout.key_beats,
+                            scales=layout.cache("scales", layer, slot) if value else Address(0, 0),
+                            stride=value_stride(self.config, layout.context) if value else 0,
+                            scale_stride=layout.scale_beats if value else 0,
+                            flags=AppendFlag.VALUE if value else AppendFlag.KEY,
+                        ),
+                        reads=[
+                            self.span(Rows(start, 0, head), head, 1, spec.key_heads),
+                            Span(Space.VECTOR, largest + first, largest + first + spec.key_heads),
+                            Span(Space.VECTOR, inverse + first, inverse + first + spec.key_heads),
+                        ],
+                        writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
+                    )
+
+    def attend_token(self, layer: int, row: int, qkv: Rows, mixed: Rows) -> None:
+        """One new token of a sequence: all heads together."""
+        spec = self.spec
+        head, heads = self.words(spec.head_size), spec.heads + 2 * spec.key_heads
+        largest, inverse = self.scalars
+        mark = self.arena.mark()
+        self.quantize(
+            head,
+            Rows(qkv.start + row * qkv.outer, 0, head),
+            inner=spec.heads,
+            largest=largest + row * heads,
+            inverse=inverse + row * heads,
+            activation=0,
+        )
+        self.attend(
+            layer,
+            number=row,
+            key_heads=range(spec.key_heads),
+            tokens=1,
+            target=Rows(mixed.start + row * mixed.outer, spec.group * head, head),
+        )
+        self.arena.release(mark)
+
+    def attend_tokens(self, layer: int, qkv: Rows, mixed: Rows) -> None:
+        """Several new tokens of one sequence: one key head after the other."""
+        spec, tokens = self.spec, self.step.tokens
+        head = self.words(spec.head_size)
+        for key_head in range(spec.key_heads):
+            mark = self.arena.mark()
+            largest, inverse = (self.arena.allocate(tokens * spec.group) for _ in range(2))
+            queries = Rows(qkv.start + key_head * spec.group * head, qkv.outer, head)
+            self.vector(head, queries, outer=tokens, inner=spec.group, reduce=Reduce.ABSOLUTE, reduced=largest)
+            self.reciprocals(tokens * spec.group, largest, inverse)
+            self.quantize(
+                head,
+                queries,
+                outer=tokens,
+                inner=spec.group,
+                largest=largest,
+                inverse=inverse,
+                activation=0,
+            )
+            self.attend(
+                layer,
+                number=0,
+                key_heads=range(key_head, key_head + 1),
+                tokens=tokens,
+                target=Rows(mixed.start + key_head * spec.group * head, mixed.outer, head),
+            )
+            self.arena.release(mark)
+
+    def attend(self, layer: int, *, number: int, key_heads: range, tokens: int, target: Rows) -> None:
+        """Attention of quantized queries, rows (token or key head, head of the group), to a sequence's cache.
+
+        ``target`` is where row (i, j) of the result goes.
+        """
+        spec, layout, config = self.spec, self.layout, self.config
+        slot = self.step.slots[number]
+        head = self.words(spec.head_size)
+        context = words_of(config, self.step.context) * config.array_size
+        pitch = self.words(context)
+        group = spec.group
+        outer = len(key_heads) if tokens == 1 else tokens
+        rows = outer * group
+        per_head = rows // len(key_heads)
+        scores = Rows(self.arena.allocate(rows * pitch), group * pitch, pitch)
+        scales = self.arena.allocate(len(key_heads) * pitch)
+        peaks, sums, largest, inverse = (self.arena.allocate(rows) for _ in range(4))
+        query_words = words_of(config, spec.head_size)
+        for i, key_head in enumerate(key_heads):
+            self.gemm(
+                per_head,
+                spec.head_size,
+                context,
+                layout.cache("keys", layer, slot, key_head),
+                Rows(scores.start + i * per_head * pitch, pitch),
+                activation=i * per_head * query_words,
+                row=i * per_head,
+                cache=2 * layer,
+                context=number,
+                flags=GemmFlag.BLOCKS,
+            )
+            self.fetch(
+                scales + i * pitch,
+                pitch,
+                layout.cache("scales", layer, slot, key_head),
+                dynamic=number,
+                cache=2 * layer + 1,
+            )
+        factor = float(np.float32(spec.head_size**-0.5))
+        mask = {"context": number, "mask": True, "outer": outer, "inner": group}
+        if tokens > 1:
+            mask["causal_offset"] = tokens - 1
+        self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
+        self.vector(
+            pitch,
+            scores,
+            b=factor,
+            c=Rows(peaks, group, 1),
+            broadcast=Step.C,
+            combine=Combine.SUBTRACT,
+            function=Function.EXPONENTIAL,
+            target=scores,
+            reduce=Reduce.SUM,
+            reduced=sums,
+            **mask,
+        )
+        self.vector(
+            pitch,
+            scores,
+            b=Rows(scales, pitch if tokens == 1 else 0, 0),
+            target=scores,
+            reduce=Reduce.ABSOLUTE,
+            reduced=largest,
+            **mask,
+        )
+        self.reciprocals(rows, largest, inverse)
+        weights = rows * query_words
+        self.quantize(
+            pitch,
+            scores,
+            outer=outer,
+            inner=group,
+            largest=largest,
+            inverse=inverse,
+            activation=weights,
+            row=rows,
+            context=number,
+        )
+        values = Rows(self.arena.allocate(rows * head), group * head, head)
+        for i, key_head in enumerate(key_heads):
+            self.gemm(
+                per_head,
+                context,
+                spec.head_size,
+                layout.cache("values", layer, slot, key_head),
+                Rows(values.start + i * per_head * head, head),
+                activation=weights + i * per_head * words_of(config, context),
+                row=rows + i * per_head,
+                cache=2 * layer + 1,
+                context=number,
+                flags=GemmFlag.WORDS,
+                stride=value_stride(config, layout.context),
+            )
+        self.vector(rows, Rows(sums), function=Function.RECIPROCAL, target=Rows(sums))
+        self.vector(head, values, b=Rows(sums, group, 1), broadcast=Step.B, outer=outer, inner=group, target=target)
+
+    def mlp(self, layer: int) -> None:
+        spec, rows, chunks = self.spec, self.rows, self.layout.chunks
+        hidden, inner = self.words(spec.hidden), self.words(spec.inner)
+        part = inner // chunks
+        x = Rows(self.x, hidden)
+        mark = self.arena.mark()
+        product = Rows(self.arena.allocate(rows * inner), inner)
+        scratch = self.arena.mark()
+        normed = Rows(self.arena.allocate(rows * hidden), hidden)
+        self.normalize("mlp_norm", layer, x, rows, normed)
+        self.arena.release(scratch)
+        buffers = min(chunks, 2)
+        gate_up = [Rows(self.arena.allocate(rows * 2 * part), 2 * part) for _ in range(buffers)]
+        sigmoid = Rows(self.arena.allocate(rows * part), part)
+        mlp = spec.layers[layer].mlp
+        for chunk in range(chunks):
+            gate = gate_up[chunk % buffers]
+            up = Rows(gate.start + part, gate.outer)
+            self.gemm(
+                rows,
+                spec.hidden,
+                2 * spec.inner // chunks,
+                self.layout.weights(f"gate_up_{chunk}", layer),
+                gate,
+                bias=mlp.gate.bias is not None and mlp.up.bias is not None,
+            )
+            self.vector(part, gate, b=-1.0, outer=rows, function=Function.EXPONENTIAL, target=sigmoid)
+            self.vector(part, sigmoid, c=1.0, outer=rows, function=Function.RECIPROCAL, target=sigmoid)
+            self.vector(part, gate, b=sigmoid, outer=rows, target=gate)
+            self.vector(part, gate, b=up, outer=rows, target=Rows(product.start + chunk * part, inner))
+        self.vector(inner, product, outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
+        self.quantize_rows(product, inner, rows)
+        self.arena.release(scratch)
+        branch = Rows(self.arena.allocate(rows * hidden), hidden)
+        self.gemm(
+            rows, spec.inner, spec.hidden, self.layout.weights("down", layer), branch, bias=mlp.down.bias is not None
+        )
+        self.vector(hidden, branch, c=x, outer=rows, target=x)
+        self.arena.release(mark)
+
+    def head(self) -> None:
+        """Last norm and logits of each sequence's last token."""
+        spec, tokens = self.spec, self.step.tokens
+        hidden = self.words(spec.hidden)
+        rows = len(self.step.slots)
+        last = Rows(self.x + (tokens - 1) * hidden, tokens * hidden)
+        normed = Rows(self.arena.allocate(rows * hidden), hidden)
+        self.normalize("norm", 0, last, rows, normed)
+        self.gemm(
+            rows,
+            spec.hidden,
+            spec.vocabulary,
+            self.layout.weights("head"),
+            None,
+            bias=spec.head.bias is not None,
+        )
+
+
+def _bits(value: float) -> int:
+    return int(np.float32(value).view(np.uint32))

@@ -1,0 +1,137 @@
+"""Runs a decoder on a device, one command list a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lepton_hw.commands import COMMAND_BYTES, Context, encode, encode_list
+from lepton_hw.layout import output_bytes, unpack_output
+from lepton_hw.numerics import F32
+
+from ..devices.base import Buffer, Counters, Device
+from ..errors import InputError
+from .decoder import DecoderCompiler, Layout, StepShape, obstacle
+from .spec import DecoderSpec
+
+CONTEXTS = (256, 1024, 4096, 16384)
+"""Most tokens of a sequence that lists are compiled for: a longer context needs more room on chip for its scores."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    commands: int
+    contexts: tuple[Context, ...]
+    """The CONTEXT commands at its beginning."""
+    buffer: Buffer
+
+
+class DecoderEngine:
+    """A decoder whose layers, caches and logits are on a device.
+
+    Parameters
+    ----------
+    device : the accelerator; the engine does not close it
+    spec : the decoder
+    context : most tokens of a sequence
+    slots : sequences that have a cache
+
+    Raises :class:`InputError` for a decoder that the build cannot run, :class:`MemoryFullError`.
+    """
+
+    def __init__(
+        self, device: Device, spec: DecoderSpec, *, context: int, slots: int = 1, timeout: float = 600.0
+    ) -> None:
+        if reason := obstacle(spec, device.config):
+            raise InputError(f"decoder: must fit the array of '{device.config.name}', but its {reason}")
+        self.device, self.spec = device, spec
+        self.context, self.slots = context, slots
+        self._timeout = timeout
+        self._layout = Layout(spec, device.config, slots=slots, context=context)
+        self._compiler = DecoderCompiler(self._layout)
+        self._programs: dict[StepShape, _Program] = {}
+        self._weights = device.allocate(self._layout.weight_bytes)
+        device.write(self._weights, self._layout.pack())
+        self._caches = device.allocate(self._layout.cache_bytes)
+        device.write(self._caches, self._layout.empty_caches())
+        self.max_rows = self._largest_step()
+        rows = max(self.max_rows, slots)
+        self._inputs = device.allocate(4 * rows * (spec.hidden + spec.head_size))
+        self._results = device.allocate(output_bytes(device.config, max(slots, 1), spec.vocabulary))
+
+    def prefill(self, x: F32, cosines: F32, sines: F32, *, slot: int = 0, position: int = 0) -> F32:
+        """Append tokens [T, hidden] to the sequence of a slot that has ``position`` tokens; logits of the last.
+
+        ``cosines`` and ``sines`` are [T, head size / 2]. Raises :class:`InputError` for more tokens than the context.
+        """
+        total = len(x)
+        done = 0
+        while total - done > 1:
+            rows = min(self.max_rows, total - done)
+            part = slice(done, done + rows)
+            logits = self._run((slot,), rows, x[part], cosines[part], sines[part], [position + done + rows])
+            done += rows
+            if done == total:
+                return logits[0]
+        return self.decode(x[done:], cosines[done:], sines[done:], slots=(slot,), positions=(position + done,))[0]
+
+    def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
+        """One token for each of several sequences: logits [B, vocabulary] of tokens [B, hidden] at ``positions``."""
+        return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions])
+
+    def counters(self) -> Counters:
+        """Performance counters of the last list."""
+        return self.device.counters()
+
+    def close(self) -> None:
+        """Free what the engine holds on the device."""
+        for program in self._programs.values():
+            self.device.free(program.buffer)
+        self._programs.clear()
+        for buffer in (self._weights, self._caches, self._inputs, self._results):
+            self.device.free(buffer)
+
+    def _run(self, slots: tuple[int, ...], tokens: int, x: F32, cosines: F32, sines: F32, contexts: list[int]) -> F32:
+        longest = max(contexts)
+        if longest > self.context:
+            raise InputError(
+                f"sequence: must have at most {self.context} tokens with the new ones, not {longest}; shorten it, or "
+                f"load the model with a longer context"
+            )
+        room = min(self.context, next(limit for limit in CONTEXTS if limit >= longest))
+        program = self._program(StepShape(slots=slots, tokens=tokens, context=room))
+        device = self.device
+        patched = []
+        for command in program.contexts:
+            values = tuple(contexts[command.first : command.first + len(command.tokens)])
+            patched.append(encode(Context(first=command.first, tokens=values)))
+        device.write(program.buffer, np.frombuffer(b"".join(patched), np.uint8))
+        inputs = np.concatenate([np.ascontiguousarray(part, np.float32).reshape(-1) for part in (x, cosines, sines)])
+        device.write(self._inputs, inputs.view(np.uint8))
+        bases = [buffer.address for buffer in (self._weights, self._caches, self._inputs, self._results)]
+        device.run(program.buffer, program.commands, bases, self._timeout)
+        data = device.read(self._results, output_bytes(device.config, len(slots), self.spec.vocabulary))
+        return np.asarray(unpack_output(device.config, data, len(slots), self.spec.vocabulary), np.float32)
+
+    def _program(self, shape: StepShape) -> _Program:
+        program = self._programs.get(shape)
+        if program is None:
+            commands = self._compiler.compile(shape)
+            encoded = encode_list(commands)
+            buffer = self.device.allocate(len(encoded))
+            self.device.write(buffer, np.frombuffer(encoded, np.uint8))
+            contexts = tuple(command for command in commands if isinstance(command, Context))
+            program = self._programs[shape] = _Program(len(encoded) // COMMAND_BYTES, contexts, buffer)
+        return program
+
+    def _largest_step(self) -> int:
+        """Most tokens of one sequence that a list can take at full context."""
+        rows = self.device.config.array_size
+        while rows > 1:
+            try:
+                self._compiler.compile(StepShape(slots=(0,), tokens=rows, context=self.context))
+            except InputError:
+                rows //= 2
+            else:
+                break
+        return rows

@@ -1,0 +1,123 @@
+"""Decoder steps in plain integer and float32 arithmetic, without command lists, layouts or a device."""
+
+import numpy as np
+import torch
+
+from lepton_hw.functions import exponential, reciprocal, rsqrt
+from lepton_hw.numerics import (
+    F32,
+    I8,
+    QuantizedWeights,
+    accumulate,
+    float_add,
+    float_maximum,
+    float_multiply,
+    quantize_rows,
+    quantize_tokens,
+    reduce_rows,
+    scale_output,
+)
+
+from ..executors import LinearHandle, ReferenceExecutor
+from .spec import Attention, DecoderSpec, Linear, Mlp
+
+
+class Sequence:
+    """Keys and values of one sequence."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        empty = np.zeros((spec.key_heads, 0, spec.head_size), np.int8), np.zeros((spec.key_heads, 0), np.float32)
+        self.keys: list[tuple[I8, F32]] = [empty for _ in spec.layers]
+        self.values: list[tuple[I8, F32]] = [empty for _ in spec.layers]
+
+    def append(self, layer: int, keys: F32, values: F32) -> None:
+        """Add tokens [T, key heads, head size] to a layer."""
+        for cache, new in ((self.keys, keys), (self.values, values)):
+            mantissa, scale = quantize_tokens(new.transpose(1, 0, 2))
+            cache[layer] = (
+                np.concatenate([cache[layer][0], mantissa], axis=1),
+                np.concatenate([cache[layer][1], scale], axis=1),
+            )
+
+
+class ReferenceDecoder:
+    """What a decoder computes, defined operation by operation."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        self.spec = spec
+        self._executor = ReferenceExecutor()
+        self._handles: dict[int, LinearHandle] = {}
+
+    def step(self, x: F32, cosines: F32, sines: F32, sequence: Sequence) -> F32:
+        """Logits [vocabulary] of the last of new tokens ``x`` [T, hidden] with ``cosines`` and ``sines``
+        [T, head size / 2] of their positions."""
+        for index, layer in enumerate(self.spec.layers):
+            normed = self._normalize(x, layer.attention_norm)
+            x = float_add(self._attention(index, layer.attention, normed, cosines, sines, sequence), x)
+            x = float_add(self._mlp(layer.mlp, self._normalize(x, layer.mlp_norm)), x)
+        return self._linear(self.spec.head, self._normalize(x[-1:], self.spec.norm))[0]
+
+    def _linear(self, linear: Linear, x: F32) -> F32:
+        key = id(linear)
+        if key not in self._handles:
+            self._handles[key] = self._executor.load_linear(linear.weights, linear.bias)
+        return self._executor.linear(self._handles[key], torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+    def _normalize(self, x: F32, weight: F32) -> F32:
+        squares = reduce_rows(float_add, float_multiply(x, x))
+        mean = float_multiply(squares, np.float32(1 / self.spec.hidden))
+        factor = rsqrt(float_add(mean, np.float32(self.spec.epsilon)))
+        return float_multiply(float_multiply(x, factor[:, None]), weight)
+
+    def _attention(self, index: int, attention: Attention, x: F32, cosines: F32, sines: F32, sequence: Sequence) -> F32:
+        spec = self.spec
+        qkv = self._linear(attention.qkv, x).reshape(len(x), -1, spec.head_size)
+        rotated, values = np.split(qkv, [spec.heads + spec.key_heads], axis=1)
+        queries, keys = np.split(_rotate(rotated, cosines, sines), [spec.heads], axis=1)
+        sequence.append(index, keys, values)
+        mixed = np.empty_like(queries)
+        for head in range(spec.heads):
+            shared = head // spec.group
+            mixed[:, head] = _attend(
+                queries[:, head],
+                QuantizedWeights(*(part[shared] for part in sequence.keys[index])),
+                QuantizedWeights(*(part[shared] for part in sequence.values[index])),
+            )
+        return self._linear(attention.output, mixed.reshape(len(x), -1))
+
+    def _mlp(self, mlp: Mlp, x: F32) -> F32:
+        gate, up = self._linear(mlp.gate, x), self._linear(mlp.up, x)
+        sigmoid = reciprocal(float_add(exponential(-gate), np.float32(1)))
+        return self._linear(mlp.down, float_multiply(float_multiply(gate, sigmoid), up))
+
+
+def _rotate(x: F32, cosines: F32, sines: F32) -> F32:
+    """Rotary positions of [T, heads, head size]."""
+    first, second = np.split(x, 2, axis=2)
+    cosines, sines = cosines[:, None], sines[:, None]
+    return np.concatenate(
+        [
+            float_add(float_multiply(first, cosines), -float_multiply(second, sines)),
+            float_add(float_multiply(second, cosines), float_multiply(first, sines)),
+        ],
+        axis=2,
+    )
+
+
+def _attend(queries: F32, keys: QuantizedWeights, values: QuantizedWeights) -> F32:
+    """Causal attention of the last tokens' ``queries`` [T, head size] to [tokens, head size]."""
+    tokens = len(keys.mantissa)
+    rows = quantize_rows(queries)
+    products = accumulate(rows.mantissa, rows.shift, keys.mantissa)
+    scores = float_multiply(scale_output(products, rows.scale, keys.scale, None), np.float32(len(queries[0]) ** -0.5))
+    result = np.empty_like(queries)
+    for i, row in enumerate(scores):
+        seen = tokens - len(queries) + i + 1
+        peak = reduce_rows(float_maximum, row[:seen])
+        weights = exponential(float_add(row[:seen], -peak))
+        total = reduce_rows(float_add, weights)
+        scaled = quantize_rows(float_multiply(weights, values.scale[:seen])[None])
+        sums = accumulate(scaled.mantissa, scaled.shift, np.ascontiguousarray(values.mantissa[:seen].T))
+        ones = np.ones(len(queries[0]), np.float32)
+        result[i] = float_multiply(scale_output(sums, scaled.scale, ones, None)[0], reciprocal(total))
+    return result
