@@ -22,10 +22,10 @@ LEVEL_BITS = 4
 """Rows have less than 2**16 words, and so at most 16 levels of words."""
 
 PAIR_DEPTH = 8
-"""Pairs of the second level that may wait; see :class:`RowReducer`."""
+"""Pairs of the second level that may wait: of any length and with any pauses, two at a time were found to."""
 
 ROWS_INSIDE = 256
-"""More rows than can be inside at a time: most are it when each has one word, and leaves after the tree."""
+"""More rows than can be inside at a time: most are when each has one word only, which leaves after the tree."""
 
 PARTIAL_LAYOUT = data.StructLayout({"value": 32, "level": LEVEL_BITS, "first": 1, "last": 1})
 """A value of a level, and whether it is the first and the last one of its row there; the result is both."""
@@ -141,8 +141,7 @@ class RowReducer(wiring.Component):
     2**16, so they leave in order.
 
     The unit that takes the second and all further levels in turn is in time: a row of W words has at most 2 / 3 W pairs
-    there. What it gives back to itself goes first, and the pairs of the second level, at most one of three words, wait
-    for cycles without.
+    there. What it gives back to itself goes first, and pairs of the second level wait for cycles without.
 
     Members
     -------

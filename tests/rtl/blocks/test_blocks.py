@@ -8,10 +8,13 @@ import cocotb_activations
 import cocotb_array
 import cocotb_chain
 import cocotb_dispatcher
+import cocotb_functions
+import cocotb_lane
 import cocotb_memory_read
 import cocotb_memory_write
 import cocotb_output
 import cocotb_queue
+import cocotb_reducer
 import cocotb_register_file
 import cocotb_semaphores
 import cocotb_sequencer
@@ -27,11 +30,13 @@ CONTROL = (cocotb_semaphores, cocotb_sequencer, cocotb_dispatcher, cocotb_regist
 COLUMN = (cocotb_chain, cocotb_accumulator)
 RESULTS = (cocotb_memory_write, cocotb_output)
 ARRAY = (cocotb_array,)
+FLOATS = (cocotb_functions, cocotb_lane, cocotb_reducer)
 RUNS = [
-    *(("icarus", "nano", group) for group in (READ, CONTROL, COLUMN, RESULTS, ARRAY)),
+    *(("icarus", "nano", group) for group in (READ, CONTROL, COLUMN, RESULTS, ARRAY, FLOATS)),
     ("icarus", "zcu104", COLUMN),
     ("verilator", "sim", (*READ, *CONTROL)),
     ("verilator", "sim", (*COLUMN, *RESULTS, *ARRAY)),
+    ("verilator", "sim", FLOATS),
     ("verilator", "pynq_z2", ARRAY),
 ]
 """Simulator, configuration and the benches that share a design: every block at two sizes, on two simulators."""
