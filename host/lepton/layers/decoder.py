@@ -1,5 +1,6 @@
 """Command lists of a whole decoder step."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,6 @@ from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import (
     PARAMETER_BEATS,
     Bytes,
-    empty_value_cache,
     key_cache_beats,
     pack_weights,
     value_cache_beats,
@@ -105,13 +105,17 @@ class Layout:
             parts.append(self._pack(name, layer))
         return np.concatenate(parts)
 
-    def empty_caches(self) -> Bytes:
-        """All caches before the first token, flat uint8."""
-        heads, spec = self.spec.key_heads, self.spec
-        keys = np.zeros(heads * self.key_beats * self.config.beat_bytes, np.uint8)
-        values = np.tile(empty_value_cache(self.config, self.context, spec.head_size), heads)
-        scales = np.zeros(heads * self.scale_beats * self.config.beat_bytes, np.uint8)
-        return np.tile(np.concatenate([keys, values, scales]), len(spec.layers) * self.slots)
+    def constants(self) -> Iterator[tuple[int, Bytes]]:
+        """What caches hold before the first token, as offsets and bytes: the ones in value caches."""
+        size, beat = self.config.array_size, self.config.beat_bytes
+        ones = np.ones(size, "<f4").view(np.uint8)
+        stride = value_stride(self.config, self.context) * beat
+        for layer in range(len(self.spec.layers)):
+            for slot in range(self.slots):
+                for head in range(self.spec.key_heads):
+                    first = self.cache("values", layer, slot, head).offset
+                    for block in range(words_of(self.config, self.spec.head_size)):
+                        yield first + block * stride, ones
 
     def _streams(self) -> list[tuple[tuple[str, int], int]]:
         """Name, layer and bytes of everything in the order of its use."""
@@ -178,6 +182,8 @@ class StepShape:
     """New tokens of each sequence: any number for one, 1 for several."""
     context: int
     """Most tokens that a sequence may have with the new ones."""
+    all_logits: bool = False
+    """Logits of every row, not only of each sequence's last token."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,8 @@ class DecoderCompiler:
         """The list of a step. It begins with the CONTEXT commands, whose tokens are to be set for every run.
 
         Inputs lie at their base register: the embedded tokens [rows, hidden], then the cosines and sines of their
-        positions [rows, head_size / 2] each, float32. Results are the logits of each sequence's last token.
+        positions [rows, head_size / 2] each, float32. Results are the logits of each sequence's last token, or of
+        every row.
 
         Raises :class:`InputError` if the step needs more memory on chip than there is.
         """
@@ -766,10 +773,11 @@ class _StepCompiler:
         self.arena.release(mark)
 
     def head(self) -> None:
-        """Last norm and logits of each sequence's last token."""
-        spec, tokens = self.spec, self.step.tokens
+        """Last norm and logits of each sequence's last token, or of all."""
+        spec = self.spec
+        tokens = 1 if self.step.all_logits else self.step.tokens
         hidden = self.words(spec.hidden)
-        rows = len(self.step.slots)
+        rows = self.rows // tokens
         last = Rows(self.x + (tokens - 1) * hidden, tokens * hidden)
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
         self.normalize("norm", 0, last, rows, normed)

@@ -53,31 +53,38 @@ class DecoderEngine:
         self._weights = device.allocate(self._layout.weight_bytes)
         device.write(self._weights, self._layout.pack())
         self._caches = device.allocate(self._layout.cache_bytes)
-        device.write(self._caches, self._layout.empty_caches())
-        self.max_rows = self._largest_step()
+        for offset, ones in self._layout.constants():
+            device.write(self._caches, ones, offset)
+        self.max_rows = device.config.array_size
+        self._rows: dict[int, int] = {}
         rows = max(self.max_rows, slots)
         self._inputs = device.allocate(4 * rows * (spec.hidden + spec.head_size))
-        self._results = device.allocate(output_bytes(device.config, max(slots, 1), spec.vocabulary))
+        self._results = device.allocate(output_bytes(device.config, rows, spec.vocabulary))
 
-    def prefill(self, x: F32, cosines: F32, sines: F32, *, slot: int = 0, position: int = 0) -> F32:
-        """Append tokens [T, hidden] to the sequence of a slot that has ``position`` tokens; logits of the last.
+    def prefill(
+        self, x: F32, cosines: F32, sines: F32, *, slot: int = 0, position: int = 0, all_logits: bool = False
+    ) -> F32:
+        """Append tokens [T, hidden] to the sequence of a slot that has ``position`` tokens.
 
-        ``cosines`` and ``sines`` are [T, head size / 2]. Raises :class:`InputError` for more tokens than the context.
+        ``cosines`` and ``sines`` are [T, head size / 2]. Logits [T, vocabulary], or [1, vocabulary] of the last.
+        Raises :class:`InputError` for more tokens than the context.
         """
-        total = len(x)
-        done = 0
-        while total - done > 1:
-            rows = min(self.max_rows, total - done)
-            part = slice(done, done + rows)
-            logits = self._run((slot,), rows, x[part], cosines[part], sines[part], [position + done + rows])
-            done += rows
-            if done == total:
-                return logits[0]
-        return self.decode(x[done:], cosines[done:], sines[done:], slots=(slot,), positions=(position + done,))[0]
+        self._check_length(position + len(x))
+        results = []
+        begin = 0
+        while begin < len(x):
+            count = self._step_rows(position + begin, len(x) - begin)
+            part = slice(begin, begin + count)
+            begin += count
+            results.append(
+                self._run((slot,), count, x[part], cosines[part], sines[part], [position + begin], all_logits)
+            )
+        return np.concatenate(results) if all_logits else results[-1]
 
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
         """One token for each of several sequences: logits [B, vocabulary] of tokens [B, hidden] at ``positions``."""
-        return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions])
+        self._check_length(max(positions) + 1)
+        return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions], False)
 
     def counters(self) -> Counters:
         """Performance counters of the last list."""
@@ -91,16 +98,27 @@ class DecoderEngine:
         for buffer in (self._weights, self._caches, self._inputs, self._results):
             self.device.free(buffer)
 
-    def _run(self, slots: tuple[int, ...], tokens: int, x: F32, cosines: F32, sines: F32, contexts: list[int]) -> F32:
-        longest = max(contexts)
-        if longest > self.context:
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.context:
             raise InputError(
-                f"sequence: must have at most {self.context} tokens with the new ones, not {longest}; shorten it, or "
+                f"sequence: must have at most {self.context} tokens with the new ones, not {tokens}; shorten it, or "
                 f"load the model with a longer context"
             )
-        room = min(self.context, next(limit for limit in CONTEXTS if limit >= longest))
-        program = self._program(StepShape(slots=slots, tokens=tokens, context=room))
-        device = self.device
+
+    def _run(
+        self,
+        slots: tuple[int, ...],
+        tokens: int,
+        x: F32,
+        cosines: F32,
+        sines: F32,
+        contexts: list[int],
+        all_logits: bool,
+    ) -> F32:
+        program = self._program(
+            StepShape(slots=slots, tokens=tokens, context=self._room(max(contexts)), all_logits=all_logits)
+        )
+        device, vocabulary = self.device, self.spec.vocabulary
         patched = []
         for command in program.contexts:
             values = tuple(contexts[command.first : command.first + len(command.tokens)])
@@ -110,8 +128,36 @@ class DecoderEngine:
         device.write(self._inputs, inputs.view(np.uint8))
         bases = [buffer.address for buffer in (self._weights, self._caches, self._inputs, self._results)]
         device.run(program.buffer, program.commands, bases, self._timeout)
-        data = device.read(self._results, output_bytes(device.config, len(slots), self.spec.vocabulary))
-        return np.asarray(unpack_output(device.config, data, len(slots), self.spec.vocabulary), np.float32)
+        rows = len(slots) * tokens if all_logits else len(slots)
+        data = device.read(self._results, output_bytes(device.config, rows, vocabulary))
+        return np.asarray(unpack_output(device.config, data, rows, vocabulary), np.float32)
+
+    def _room(self, tokens: int) -> int:
+        return min(self.context, next(limit for limit in CONTEXTS if limit >= tokens))
+
+    def _step_rows(self, position: int, wanted: int) -> int:
+        """New tokens for the next list: as many as fit on chip."""
+        rows = min(wanted, self.max_rows)
+        while rows > 1:
+            room = self._room(position + rows)
+            if room not in self._rows:
+                self._rows[room] = self._most_rows(room)
+            if rows <= self._rows[room]:
+                return rows
+            rows = min(rows - 1, self._rows[room])
+        return 1
+
+    def _most_rows(self, context: int) -> int:
+        """Most tokens of one sequence that a list can take."""
+        rows = self.max_rows
+        while rows > 1:
+            try:
+                self._compiler.compile(StepShape(slots=(0,), tokens=rows, context=context))
+            except InputError:
+                rows //= 2
+            else:
+                break
+        return rows
 
     def _program(self, shape: StepShape) -> _Program:
         program = self._programs.get(shape)
@@ -123,15 +169,3 @@ class DecoderEngine:
             contexts = tuple(command for command in commands if isinstance(command, Context))
             program = self._programs[shape] = _Program(len(encoded) // COMMAND_BYTES, contexts, buffer)
         return program
-
-    def _largest_step(self) -> int:
-        """Most tokens of one sequence that a list can take at full context."""
-        rows = self.device.config.array_size
-        while rows > 1:
-            try:
-                self._compiler.compile(StepShape(slots=(0,), tokens=rows, context=self.context))
-            except InputError:
-                rows //= 2
-            else:
-                break
-        return rows
