@@ -1,0 +1,484 @@
+"""Bench of the vector unit and its memory."""
+
+from collections import deque
+from dataclasses import replace
+
+import cocotb
+import numpy as np
+from amaranth.lib import wiring
+from cocotb_output import random_floats
+from cycles import Block, bench_config, noise, packed, pauses, receive, send
+
+from lepton_hw.commands import (
+    Address,
+    Append,
+    AppendFlag,
+    Combine,
+    Function,
+    Quantize,
+    Reduce,
+    Step,
+    Store,
+    Vector,
+    VectorFlag,
+    encode,
+)
+from lepton_hw.config import HardwareConfig
+from lepton_hw.errors import ErrorCode
+from lepton_hw.layout import PARAMETER_BEATS
+from lepton_hw.numerics import F32, SCALE_OF_LARGEST, quantize_rows, row_scales
+from lepton_rtl.jobs import VECTOR_COMMAND_BITS
+from lepton_rtl.memory_write import STORE_BEATS
+from lepton_rtl.vector import VectorUnit
+from lepton_rtl.vector_memory import VectorMemory
+
+NOWHERE = Address(0, 0)
+WRITE = VectorFlag.WRITE
+
+
+def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
+    """The blocks of this bench, by name."""
+    return {"vector_memory": VectorMemory(config), "vector": VectorUnit(config)}
+
+
+@cocotb.test(timeout_time=100, timeout_unit="us")
+async def memory_serves_every_writer(dut) -> None:
+    """Random writes of all three, one of which never waits; every word is read back, and one that waits is told of."""
+    rng = np.random.default_rng(3)
+    config = bench_config()
+    block = Block(dut, "vector_memory", blocks(config)["vector_memory"])
+    await block.reset()
+    width = block.write_data.width
+    contents: dict[int, int] = {}
+    # Each writer has its addresses, so that the order between them does not matter.
+    items = [
+        [(int(rng.integers(0, config.vector_words // 3)) * 3 + writer, noise(rng, width)) for _ in range(300)]
+        for writer in range(3)
+    ]
+    for writer in items:
+        contents.update(writer)
+    for source, writer in ((block.fetch, items[1]), (block.rows, items[2])):
+        sent = [{"address": address, "data": word} for address, word in writer]
+        cocotb.start_soon(send(block, source, sent, rng))
+    left = deque(items[0])
+    pause, waited, told, cycles = pauses(rng), [], [], 0
+    while left or len(waited) < 1500:
+        write = bool(left) and not pause()
+        address, word = left.popleft() if write else (noise(rng, 10), noise(rng, width))
+        block.write.drive(int(write))
+        block.write_address.drive(address)
+        block.write_data.drive(word)
+        await block.settle()
+        told.append(block.pause.sample())
+        waited.append(int(write and (block.fetch.valid.sample() or block.rows.valid.sample())))
+        await block.drive()
+        cycles += 1
+    assert not block.fetch.valid.sample()
+    assert not block.rows.valid.sample()
+    assert told[1:] == waited[:-1]
+    block.write.drive(0)
+    expected: deque = deque([None] * VectorMemory.read_latency)
+    for address, word in contents.items():
+        block.read_address.drive(address)
+        expected.append(word)
+        await block.settle()
+        now = expected.popleft()
+        assert now in (None, block.read_data.sample())
+        await block.drive()
+
+
+class Surroundings:
+    """What a vector unit works with: its memory, semaphores, the activation buffer, a store unit."""
+
+    def __init__(self, block: Block, config: HardwareConfig, rng: np.random.Generator, vectors: F32) -> None:
+        self.block, self._config, self._rng = block, config, rng
+        self.words = [packed(word) for word in vectors]
+        self.beats: list[tuple[int, int]] = []
+        self.activations: list[int] = []
+        self.transfers: list[int] = []
+        self.signals: list[tuple[int, int]] = []
+        self.waits: list[tuple[int, int]] = []
+        self.error = (0, 0)
+
+    @property
+    def vectors(self) -> F32:
+        """The vector memory [words, L]."""
+        size = self._config.beat_bytes
+        flat = b"".join(word.to_bytes(size, "little") for word in self.words)
+        return np.frombuffer(flat, np.float32).reshape(-1, self._config.lanes)
+
+    async def run(self, jobs: list[dict], cycles: int = 30_000) -> None:
+        """Until all jobs have been taken and the unit is idle, or has found an error."""
+        block, rng = self.block, self._rng
+        cocotb.start_soon(send(block, block.jobs, jobs, rng))
+        cocotb.start_soon(receive(block, block.activations, self.activations, rng))
+        cocotb.start_soon(receive(block, block.transfers, self.transfers, rng))
+        holding, storing, granting = (pauses(rng) for _ in range(3))
+        data = deque([0, 0], VectorMemory.read_latency)
+        stored, requested = 0, False
+        for _ in range(cycles):
+            block.read_data.drive(data[0])
+            block.pause.drive(int(holding()))
+            store = stored < len(self.beats) and not storing()
+            block.stored.drive(int(store))
+            grant = requested and not granting()
+            block.grant.drive(int(grant))
+            await block.settle()
+            stored += store
+            data.append(self.words[block.read_address.sample()])
+            if block.write.sample():
+                self.words[block.write_address.sample()] = block.write_data.sample()
+            if block.beats.valid.sample():
+                beat = block.beats.payload.fields()
+                self.beats.append((beat.data, beat.strobe))
+                assert len(self.beats) - stored <= STORE_BEATS
+            signal = block.signal.fields()
+            if signal.mask:
+                self.signals.append((signal.mask, signal.index))
+            wait = block.wait.fields()
+            if grant:
+                self.waits.append((wait.mask, wait.index))
+            requested = bool(wait.request) and not grant
+            error = block.error.fields()
+            self.error = (error.code, error.index)
+            busy = block.busy.sample()
+            await block.drive()
+            if (len(self.waits) == len(jobs) and not busy) or error.code:
+                return
+        raise AssertionError(f"the unit is busy after {cycles} cycles, {len(self.waits)} of {len(jobs)} jobs begun")
+
+    def memory(self) -> dict[int, int]:
+        """The bytes that the beats have written, at the addresses of the transfers."""
+        size = self._config.beat_bytes
+        written: dict[int, int] = {}
+        beats = iter(self.beats)
+        layout = self.block.transfers.payload.shape
+        for bits in self.transfers:
+            transfer = layout.from_bits(bits).transfer
+            for number in range(transfer.beats):
+                data, strobe = next(beats)
+                for byte in range(size):
+                    if strobe >> byte & 1:
+                        written[transfer.address + number * size + byte] = data >> 8 * byte & 0xFF
+        assert next(beats, None) is None
+        return written
+
+
+def job_of(command, number: int, *, tokens: int = 0, first: int = 0, second: int = 0, words: int | None = None) -> dict:
+    """The job of a command."""
+    bits = int.from_bytes(encode(command), "little") & ((1 << VECTOR_COMMAND_BITS) - 1)
+    resolved = command.words if words is None else words
+    return {"command": bits, "words": resolved, "tokens": tokens, "first": first, "second": second, "index": number}
+
+
+def random_vectors(config: HardwareConfig, rng: np.random.Generator) -> F32:
+    """A full memory."""
+    return random_floats(rng, config.vector_words * config.lanes).reshape(config.vector_words, config.lanes)
+
+
+REGIONS = 5
+"""Parts of the memory: a command's operands, target and reductions lie in different ones."""
+
+
+def random_layout(rng: np.random.Generator, region: int, shape: tuple[int, int, int], *, apart: bool) -> dict:
+    """Start and strides of an operand in a region; rows lie apart, or overlap and repeat."""
+    outer, inner, words = shape
+    inner_stride = words + int(rng.choice([0, 0, 1, 5]))
+    outer_stride = inner * inner_stride + int(rng.choice([0, 0, 3]))
+    if apart and rng.random() < 0.3:
+        # Heads before tokens.
+        outer_stride = words + 1
+        inner_stride = outer * outer_stride
+    if not apart:
+        inner_stride, outer_stride = (int(rng.choice([stride, 0, 1])) for stride in (inner_stride, outer_stride))
+    extent = (outer - 1) * outer_stride + (inner - 1) * inner_stride + words
+    start = region + int(rng.integers(0, 1600 - extent))
+    return {"start": start, "outer": outer_stride, "inner": inner_stride}
+
+
+def random_vector(rng: np.random.Generator, regions: np.ndarray, shape: tuple[int, int, int], tokens: int) -> Vector:
+    """Any VECTOR of a shape, with operands somewhere in their regions."""
+    outer, inner, words = shape
+    places = [
+        random_layout(rng, int(region), shape, apart=apart)
+        for region, apart in zip(regions[:4], (rng.random() < 0.5, False, False, True), strict=True)
+    ]
+    step = int(rng.choice([7, 7, rng.integers(0, 8)]))
+    in_place = rng.random() < 0.25
+    if in_place:
+        places[0] = places[3]
+        step |= Step.A
+    flags = VectorFlag(int(rng.integers(0, 128)))
+    if flags & VectorFlag.SQUARE:
+        flags &= ~VectorFlag.B_VALUE
+    reduce = int(rng.integers(0, 4))
+    values = [int(value) for value in random_floats(rng, 2).view(np.uint32)]
+    operands = {
+        f"{name}_{part}": value
+        for name, place in zip(("a", "b", "c", "target"), places, strict=True)
+        for part, value in place.items()
+    }
+    return Vector(
+        words=words + (rng.random() < 0.5),  # more than there are with LENGTH
+        outer=outer,
+        inner=inner,
+        **operands,
+        reduced=int(regions[4]) + int(rng.integers(0, 1000)),
+        b_value=values[0],
+        c_value=values[1],
+        step=step,
+        combine=int(rng.integers(0, 4)),
+        function=int(rng.choice([0, rng.integers(0, 4)])),
+        reduce=reduce,
+        offset=int(rng.integers(0, min(tokens, 4) + 1)),
+        window=int(rng.choice([0, 1, 3, 10, 40])),
+        flags=flags,
+        wait=int(rng.integers(0, 256)),
+        signal=int(rng.integers(1, 256)),
+    )
+
+
+def same(found: F32, expected: F32, commands: list) -> None:
+    """Fail at the first word that differs."""
+    wrong = np.argwhere(found.view(np.uint32) != expected.view(np.uint32))
+    assert len(wrong) == 0, (
+        f"{len(wrong)} values differ, the first at {wrong[0]}: {found[tuple(wrong[0])]}, not "
+        f"{expected[tuple(wrong[0])]}; words {sorted({int(word) for word, _ in wrong})[:20]}\n"
+        + "\n".join(map(str, commands))
+    )
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+@cocotb.parametrize(seed=[1, 2, 3])
+async def vector_equals_the_model(dut, seed: int) -> None:
+    """Commands of every kind after each other, each on what the others left."""
+    rng = np.random.default_rng(seed)
+    config = bench_config()
+    block = Block(dut, "vector", blocks(config)["vector"])
+    await block.reset()
+    expected = random_vectors(config, rng)
+    around = Surroundings(block, config, rng, expected)
+    jobs, commands = [], []
+    for number in range(30):
+        shape = tuple(int(rng.choice(choice)) for choice in ([1, 1, 2, 5], [1, 2, 3], [1, 1, 2, 3, 4, 7, 8, 21]))
+        tokens = int(rng.integers(0, shape[2] * config.lanes + 4))
+        command = random_vector(rng, rng.permutation(REGIONS) * 1630, shape, tokens)
+        jobs.append(job_of(command, number, tokens=tokens, words=shape[2]))
+        commands.append(command)
+        expected = VectorUnit.model(config, command, expected, words=shape[2], tokens=tokens).vectors
+    await around.run(jobs)
+    same(around.vectors, expected, commands)
+    assert around.signals == [(command.signal, number) for number, command in enumerate(commands)]
+    assert around.waits == [(command.wait, number) for number, command in enumerate(commands)]
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def quantize_equals_the_model(dut) -> None:
+    """Largest magnitudes, reciprocals of their scales and mantissas by three commands, as a list has them."""
+    rng = np.random.default_rng(7)
+    config = bench_config()
+    block = Block(dut, "vector", blocks(config)["vector"])
+    await block.reset()
+    expected = rng.standard_normal((config.vector_words, config.lanes)).astype(np.float32)
+    expected *= np.exp2(rng.integers(-5, 5, (config.vector_words, 1))).astype(np.float32)
+    expected[1700:1708] = 0
+    around = Surroundings(block, config, rng, expected)
+    scale = int(SCALE_OF_LARGEST.view(np.uint32))
+    jobs, commands, activations, scales, rows_done = [], [], [], [], 0
+    for group, (outer, inner, blocks_of_words) in enumerate([(2, 3, 5), (3, 1, 2), (1, 4, 1), (1, 1, 40), (2, 2, 8)]):
+        words, rows = blocks_of_words * PARAMETER_BEATS, outer * inner
+        largest, inverse = 100 * group, 100 * group + 50
+        place = {"a_start": 1600 + 37 * group, "a_outer": inner * (words + 1), "a_inner": words + 1}
+        shape = {"outer": outer, "inner": inner, "words": words}
+        absolute = Vector(
+            **shape,
+            **place,
+            reduced=largest,
+            reduce=Reduce.ABSOLUTE,
+            b_value=0x3F800000,
+            flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE,
+            signal=1,
+        )
+        reciprocals = Vector(
+            words=rows,
+            a_start=largest,
+            target_start=inverse,
+            b_value=scale,
+            function=Function.RECIPROCAL,
+            flags=WRITE | VectorFlag.B_VALUE | VectorFlag.C_VALUE,
+            signal=2,
+        )
+        pitch = blocks_of_words + group
+        quantize = Quantize(
+            **shape,
+            **place,
+            largest=largest,
+            inverse=inverse,
+            activation=300 * group,
+            pitch=pitch,
+            row=rows_done,
+            signal=4,
+        )
+        for command in (absolute, reciprocals, quantize):
+            jobs.append(job_of(command, len(jobs)))
+            commands.append(command)
+            results = VectorUnit.model(config, command, expected, words=command.words)
+            expected = results.vectors
+        starts = [1600 + 37 * group + row * (words + 1) for row in range(rows)]
+        x = np.stack([expected[start : start + words].ravel() for start in starts])
+        reference = quantize_rows(x)
+        np.testing.assert_array_equal(
+            np.array([y for _, y, _ in results.activations]).reshape(rows, -1), reference.mantissa
+        )
+        assert [bits for _, bits in results.scales] == (reference.scale / np.float32(8)).view(np.uint32).tolist()
+        activations += results.activations
+        scales += results.scales
+        rows_done += rows
+    await around.run(jobs)
+    same(around.vectors, expected, commands)
+    found = [block.activations.payload.shape.from_bits(bits) for bits in around.activations]
+    assert [(item.address, list(item.word.mantissa), list(item.word.shift)) for item in found] == activations
+    assert [(item.row, item.scale) for item in found if item.last] == scales
+    assert [mask for mask, _ in around.signals] == [command.signal for command in commands]
+
+
+def random_append(rng: np.random.Generator, config: HardwareConfig, flags: AppendFlag, number: int) -> Append:
+    """An APPEND of a few tokens and heads."""
+    words = PARAMETER_BEATS * int(rng.choice([1, 2, 4]))
+    outer, inner = int(rng.choice([1, 2, 9])), int(rng.choice([1, 3]))
+    return Append(
+        words=words,
+        outer=outer,
+        inner=inner,
+        a_start=2000 + number,
+        a_outer=words,
+        a_inner=words * outer + 3,
+        largest=100 * number,
+        inverse=100 * number + 50,
+        context=5,
+        offset=outer + int(rng.integers(0, 3)),
+        cache=NOWHERE,
+        head_stride=1 << 16,
+        scales=NOWHERE,
+        stride=2100,
+        scale_stride=600,
+        flags=flags,
+        signal=int(rng.integers(1, 256)),
+    )
+
+
+@cocotb.test(timeout_time=400, timeout_unit="us")
+@cocotb.parametrize(kind=["key", "value", "store"])
+async def memory_equals_the_model(dut, kind: str) -> None:
+    """Appended keys and values, and stored rows: every byte that is written, no other; semaphores with the last."""
+    rng = np.random.default_rng(11)
+    config = bench_config()
+    block = Block(dut, "vector", blocks(config)["vector"])
+    await block.reset()
+    vectors = rng.standard_normal((config.vector_words, config.lanes)).astype(np.float32)
+    jobs, commands, memory, ends = [], [], {}, []
+    for number in range(8):
+        tokens = int(rng.integers(12, 500))
+        first, second = ((number * 2 + part << 24) + 0x40 * config.beat_bytes for part in range(2))
+        if kind == "store":
+            command = Store(
+                words=int(rng.choice([1, 2, 7, 30, 700])),
+                outer=int(rng.integers(1, 3)),
+                inner=int(rng.integers(1, 3)),
+                a_start=100 * number,
+                a_outer=1500,
+                a_inner=710,
+                output=NOWHERE,
+                signal=number + 1,
+            )
+        else:
+            flags = AppendFlag.KEY if kind == "key" else AppendFlag.VALUE
+            command = random_append(rng, config, flags, number)
+            for row in range(command.outer * command.inner):
+                i, j = divmod(row, command.inner)
+                start = command.a_start + i * command.a_outer + j * command.a_inner
+                x = vectors[start : start + command.words]
+                if rng.random() < 0.1:
+                    x[:] = 0
+                largest = np.abs(x).max()
+                vectors[command.largest + row] = largest
+                vectors[command.inverse + row] = row_scales(np.array([largest]))[1]
+        commands.append(command)
+        jobs.append(job_of(command, number, tokens=tokens, first=first, second=second))
+    for command, job in zip(commands, jobs, strict=True):
+        tokens, first, second = job["tokens"], job["first"], job["second"]
+        results = VectorUnit.model(
+            config, command, vectors, words=command.words, tokens=tokens, first=first, second=second
+        )
+        memory.update(results.memory)
+        ends.append((command.signal, job["index"]))
+    around = Surroundings(block, config, rng, vectors)
+    await around.run(jobs)
+    assert around.memory() == memory
+    layout = block.transfers.payload.shape
+    transfers = [layout.from_bits(bits) for bits in around.transfers]
+    assert [(item.signal, item.transfer.index) for item in transfers if item.signal] == ends
+    indices = [item.transfer.index for item in transfers]
+    assert indices == sorted(indices)
+    assert transfers[-1].signal
+    assert not around.signals
+
+
+@cocotb.test(timeout_time=400, timeout_unit="us")
+async def rows_outside_their_memory_are_an_error(dut) -> None:
+    """Every address that a command has, at the last place and one beyond."""
+    rng = np.random.default_rng(13)
+    config = bench_config()
+    block = Block(dut, "vector", blocks(config)["vector"])
+    depth = config.vector_words
+    shape = {"outer": 2, "inner": 3, "words": 4}
+    vector = Vector(
+        **shape,
+        a_start=0,
+        a_outer=40,
+        a_inner=10,
+        b_outer=7,
+        c_inner=9,
+        target_start=4000,
+        target_outer=12,
+        target_inner=4,
+        reduced=5000,
+        reduce=Reduce.SUM,
+        combine=Combine.SUBTRACT,
+        flags=WRITE,
+        signal=1,
+    )
+    quantize = Quantize(
+        **shape, a_start=0, a_outer=12, a_inner=4, largest=100, inverse=200, activation=0, pitch=3, row=0, signal=1
+    )
+    # The last place that the field may have.
+    cases = [
+        (vector, "a_start", depth - 40 - 20 - 4),
+        (vector, "b_start", depth - 7 - 4),
+        (vector, "c_start", depth - 18 - 4),
+        (vector, "target_start", depth - 12 - 8 - 4),
+        (vector, "reduced", depth - 6),
+        (replace(vector, step=6), "a_start", depth - 40 - 20 - 1),
+        (replace(vector, flags=vector.flags | VectorFlag.B_VALUE), "b_start", 0xFFFF),
+        (replace(vector, flags=vector.flags | VectorFlag.C_VALUE), "c_start", 0xFFFF),
+        (replace(vector, flags=vector.flags & ~WRITE), "target_start", 0xFFFF),
+        (replace(vector, reduce=Reduce.NONE), "reduced", 0xFFFF),
+        (quantize, "a_start", depth - 12 - 8 - 4),
+        (quantize, "largest", depth - 6),
+        (quantize, "inverse", depth - 6),
+        (quantize, "activation", config.activation_words - 5 * 3 - 1),
+        (quantize, "row", config.scale_rows - 6),
+        (Store(**shape, a_start=0, a_outer=12, a_inner=4, output=NOWHERE, signal=1), "a_start", depth - 12 - 8 - 4),
+    ]
+    first = True
+    for command, field, last in cases:
+        for value in (last, last + 1):
+            if value > 0xFFFF:
+                continue
+            if first:
+                await block.reset()
+            first = False
+            around = Surroundings(block, config, rng, np.ones((depth, config.lanes), np.float32))
+            await around.run([job_of(replace(command, **{field: value}), 77)])
+            outside = value > last
+            assert around.error == ((ErrorCode.RANGE, 77) if outside else (0, 0)), (command, field, value)
