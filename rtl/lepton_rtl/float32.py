@@ -282,7 +282,8 @@ class FloatCombine(wiring.Component):
     a, b: In(32)
         Operands.
     maximum: In(1)
-        ``y`` is the larger of the operands, not their sum; constant while anything is inside.
+        ``y`` is the larger of the operands, not their sum; constant while anything is inside. The sign of a NaN must
+        be clear, as it is in every result.
     a_wins, b_wins: In(1)
         With ``maximum``, ``y`` is this operand, whatever the other one is.
     y: Out(32)
@@ -304,19 +305,16 @@ class FloatCombine(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
 
-        # Compare magnitudes and classify.
+        # Compare magnitudes, of which a NaN's is the largest.
         a, b = delay(m, self.a, 1, "a"), delay(m, self.b, 1, "b")
         a_larger = delay(m, self.a[:31] >= self.b[:31], 1, "a_larger")
         a_zero, b_zero = [delay(m, x[23:31] == 0, 1, f"{name}_zero") for x, name in ((self.a, "a"), (self.b, "b"))]
-        a_nan, b_nan = [
-            delay(m, x[23:31].all() & x[:23].any(), 1, f"{name}_nan") for x, name in ((self.a, "a"), (self.b, "b"))
-        ]
         a_wins, b_wins = delay(m, self.a_wins, 1, "a_won"), delay(m, self.b_wins, 1, "b_won")
 
         # Choose. Zeros are equal, whatever their signs, and of equal operands it is a. Negative ones of equal magnitude
         # have the same bits.
         not_less = Mux(a[31], b[31] & ~a_larger, b[31] | a_larger)
-        take_a = a_wins | (~b_wins & (a_nan | (~b_nan & ((a_zero & b_zero) | not_less))))
+        take_a = a_wins | (~b_wins & ((a_zero & b_zero) | not_less))
         augend = delay(m, Mux(self.maximum & ~take_a, b, a), 1, "augend")
         addend = delay(m, Mux(self.maximum, NEGATIVE_ZERO, b), 1, "addend")
 

@@ -27,7 +27,7 @@ from lepton_hw.functions import (
 from lepton_hw.numerics import F32
 
 from .delay import delay
-from .float32 import INFINITY, NAN, ONE
+from .float32 import INFINITY, NAN
 
 FRACTION_BITS = 23
 BIAS = 127
@@ -161,7 +161,7 @@ class FunctionUnit(wiring.Component):
         rounded_next = Cat(Const(0, FRACTION_BITS), exponent_value).as_signed() + doubled[below:] + doubled[below - 1]
         rounded = delay(m, rounded_next[: FRACTION_BITS + EXPONENT_BITS + 1].as_signed(), 1, "rounded")
 
-        # What is none of the parabola's, in two steps.
+        # What is none of the parabola's, in two steps. exp(0) is: its argument lost all bits to the shift.
         x_early = delay(m, x_scaled, 6, "x_early")
         early = x_early[FRACTION_BITS:31]
         lowest = delay(m, early == 0, 1, "lowest")
@@ -173,7 +173,6 @@ class FunctionUnit(wiring.Component):
         x_last = delay(m, x_late, 1, "x_last")
         is_root = function == Function.RSQRT
         nan = delay(m, highest & has_fraction | (is_root & is_negative & ~lowest), 1, "nan")
-        one = delay(m, is_exponential & lowest, 1, "one")
         zero = delay(m, Mux(is_exponential, beyond & is_negative, highest), 1, "zero")
         infinity = delay(m, Mux(is_exponential, beyond & ~is_negative, lowest), 1, "infinity")
 
@@ -185,8 +184,6 @@ class FunctionUnit(wiring.Component):
             m.d.comb += packed.eq(x_last)
         with m.Elif(nan):
             m.d.comb += packed.eq(NAN)
-        with m.Elif(one):
-            m.d.comb += packed.eq(ONE)
         with m.Elif(infinity | (~zero & (result_exponent >= 255))):
             m.d.comb += packed.eq(Cat(Const(INFINITY, 31), sign))
         with m.Elif(zero | (result_exponent <= 0)):

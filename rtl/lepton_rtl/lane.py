@@ -3,7 +3,7 @@
 from typing import assert_never
 
 import numpy as np
-from amaranth.hdl import Cat, Module, Mux
+from amaranth.hdl import Cat, Module, Mux, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -29,6 +29,11 @@ def combined(a: F32, b: F32, c: F32, combine: Combine) -> F32:
             return numerics.flush(np.where(numerics.flush(a) >= 0, b, c))
         case _:
             assert_never(combine)
+
+
+def _is_nan(m: Module, x: Value, name: str) -> Value:
+    """Whether ``x`` was NaN a cycle ago."""
+    return delay(m, x[23:31].all(), 1, f"{name}_maximum") & delay(m, x[:23].any(), 1, f"{name}_fraction")
 
 
 class VectorLane(wiring.Component):
@@ -65,12 +70,13 @@ class VectorLane(wiring.Component):
 
         # Where a >= 0: zeros of both signs are, NaN is not.
         lowest = delay(m, self.a[23:31] == 0, 1, "lowest")
-        highest = delay(m, self.a[23:31].all(), 1, "highest")
-        has_fraction = delay(m, self.a[:23].any(), 1, "has_fraction")
         negative = delay(m, self.a[31], 1, "negative")
-        takes_b = delay(m, lowest | ~(negative | (highest & has_fraction)), FloatMultiply.latency - 1, "takes_b")
+        takes_b = delay(m, lowest | ~(negative | _is_nan(m, self.a, "a")), FloatMultiply.latency - 1, "takes_b")
 
-        c = delay(m, self.c, FloatMultiply.latency, "c_delayed")
+        # From memory a NaN may come with a sign.
+        c = delay(m, self.c, 1, "c_given")
+        unsigned_nan = Cat(c[:31], c[31] & ~_is_nan(m, self.c, "c"))
+        c = delay(m, unsigned_nan, FloatMultiply.latency - 1, "c_delayed")
         m.d.comb += [
             # b * 1 is b.
             multiply.a.eq(Mux(self.combine == Combine.SELECT, ONE, self.a)),
