@@ -69,12 +69,13 @@ class TransferMaker(wiring.Component):
         multiple = Signal(address_bits, reset_less=True)
         left = Signal(COUNT_BITS, reset_less=True)
         last_inner, final = Signal(reset_less=True), Signal(reset_less=True)
-        transfer = self.transfers.payload.transfer
+        address = Signal(address_bits)
         last_transfer = Signal()
         m.d.comb += [
-            transfer.index.eq(self.index),
-            transfer.address[beat_bits:].eq(head),
-            transfer.beats.eq(1),
+            address.eq(head),
+            self.transfers.payload.transfer.address.eq(address << beat_bits),
+            self.transfers.payload.transfer.index.eq(self.index),
+            self.transfers.payload.transfer.beats.eq(1),
             self.transfers.payload.signal.eq(Mux(last_transfer & final, self.signal, 0)),
         ]
         with m.FSM():
@@ -121,20 +122,20 @@ class TransferMaker(wiring.Component):
             with m.State("ROW"):
                 m.d.comb += [
                     self.transfers.valid.eq(1),
-                    transfer.beats.eq(Mux(self.key, block_beats, self.words)),
+                    self.transfers.payload.transfer.beats.eq(Mux(self.key, block_beats, self.words)),
                     last_transfer.eq(1),
                 ]
                 with m.If(self.transfers.ready):
                     m.next = "ADVANCE"
             with m.State("SCALE"):
-                m.d.comb += [self.transfers.valid.eq(1), transfer.address[beat_bits:].eq(scale_head)]
+                m.d.comb += [self.transfers.valid.eq(1), address.eq(scale_head)]
                 m.d.sync += [dimensions.eq(head), left.eq(self.words)]
                 with m.If(self.transfers.ready):
                     m.next = "DIMENSIONS"
             with m.State("DIMENSIONS"):
                 m.d.comb += [
                     self.transfers.valid.eq(1),
-                    transfer.address[beat_bits:].eq(dimensions),
+                    address.eq(dimensions),
                     last_transfer.eq(left == PARAMETER_BEATS),
                 ]
                 with m.If(self.transfers.ready):

@@ -110,9 +110,11 @@ class Surroundings:
     async def run(self, jobs: list[dict], cycles: int = 30_000) -> None:
         """Until all jobs have been taken and the unit is idle, or has found an error."""
         block, rng = self.block, self._rng
-        cocotb.start_soon(send(block, block.jobs, jobs, rng))
-        cocotb.start_soon(receive(block, block.activations, self.activations, rng))
-        cocotb.start_soon(receive(block, block.transfers, self.transfers, rng))
+        tasks = [
+            cocotb.start_soon(send(block, block.jobs, jobs, rng)),
+            cocotb.start_soon(receive(block, block.activations, self.activations, rng)),
+            cocotb.start_soon(receive(block, block.transfers, self.transfers, rng)),
+        ]
         holding, storing, granting = (pauses(rng) for _ in range(3))
         data = deque([0, 0], VectorMemory.read_latency)
         stored, requested = 0, False
@@ -144,6 +146,8 @@ class Surroundings:
             busy = block.busy.sample()
             await block.drive()
             if (len(self.waits) == len(jobs) and not busy) or error.code:
+                for task in tasks:
+                    task.cancel()
                 return
         raise AssertionError(f"the unit is busy after {cycles} cycles, {len(self.waits)} of {len(jobs)} jobs begun")
 
@@ -430,6 +434,7 @@ async def rows_outside_their_memory_are_an_error(dut) -> None:
     rng = np.random.default_rng(13)
     config = bench_config()
     block = Block(dut, "vector", blocks(config)["vector"])
+    await block.reset()
     depth = config.vector_words
     shape = {"outer": 2, "inner": 3, "words": 4}
     vector = Vector(
@@ -470,14 +475,13 @@ async def rows_outside_their_memory_are_an_error(dut) -> None:
         (quantize, "row", config.scale_rows - 6),
         (Store(**shape, a_start=0, a_outer=12, a_inner=4, output=NOWHERE, signal=1), "a_start", depth - 12 - 8 - 4),
     ]
-    first = True
     for command, field, last in cases:
         for value in (last, last + 1):
             if value > 0xFFFF:
                 continue
-            if first:
-                await block.reset()
-            first = False
+            dut.rst.value = 1
+            await block.drive()
+            dut.rst.value = 0
             around = Surroundings(block, config, rng, np.ones((depth, config.lanes), np.float32))
             await around.run([job_of(replace(command, **{field: value}), 77)])
             outside = value > last
