@@ -22,7 +22,7 @@ LEVEL_BITS = 4
 """Rows have less than 2**16 words, and so at most 16 levels of words."""
 
 PAIR_DEPTH = 8
-"""Pairs of the second level that may wait: of any length and with any pauses, two at a time were found to."""
+"""Pairs of the second level that may wait: of any length and with any pauses, three at a time were found to."""
 
 ROWS_INSIDE = 256
 """More rows than can be inside at a time: most are when each has one word only, which leaves after the tree."""

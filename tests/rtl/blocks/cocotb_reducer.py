@@ -24,12 +24,13 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
 
 
 def rows(rng: np.random.Generator, count: int, length: int) -> F32:
-    """Rows of any numbers, of numbers alike, and with special ones here and there."""
+    """Rows of any numbers, of numbers alike, with special ones here and there, and of negative zeros."""
     x = random_values(rng, count * length).reshape(count, length)
     alike = rng.normal(size=x.shape).astype(np.float32)
     x = np.where(rng.random((count, 1)) < 0.6, alike, x)
     chosen = rng.random(x.shape) < np.where(rng.random((count, 1)) < 0.5, 0, 1 / length)
     x[chosen] = rng.choice(special_values(), chosen.sum())
+    x[rng.random(count) < 0.1] = -0.0
     return flush(x)
 
 
@@ -70,7 +71,7 @@ async def results_equal_the_model(dut, reduce: Reduce, pausing: bool) -> None:
     block = Block(dut, "reducer", RowReducer(bench_config().lanes))
     await block.reset()
     for length in rng.permutation(LENGTHS):
-        count = int(rng.integers(1, 4)) + 150 // int(length)
+        count = int(rng.integers(1, 4)) + 60 // int(length)
         x = rows(rng, count, int(length) * bench_config().lanes)
         await reduce_rows(block, x, reduce, rng, pausing=pausing)
 
