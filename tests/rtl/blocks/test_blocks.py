@@ -13,11 +13,13 @@ import cocotb_lane
 import cocotb_memory_read
 import cocotb_memory_write
 import cocotb_output
+import cocotb_quantizer
 import cocotb_queue
 import cocotb_reducer
 import cocotb_register_file
 import cocotb_semaphores
 import cocotb_sequencer
+import cocotb_vector
 import cocotb_weights
 import pytest
 from cycles import CONFIG_VARIABLE
@@ -31,12 +33,14 @@ COLUMN = (cocotb_chain, cocotb_accumulator)
 RESULTS = (cocotb_memory_write, cocotb_output)
 ARRAY = (cocotb_array,)
 FLOATS = (cocotb_functions, cocotb_lane, cocotb_reducer)
+VECTOR = (cocotb_quantizer, cocotb_vector)
 RUNS = [
-    *(("icarus", "nano", group) for group in (READ, CONTROL, COLUMN, RESULTS, ARRAY, FLOATS)),
+    *(("icarus", "nano", group) for group in (READ, CONTROL, COLUMN, RESULTS, ARRAY, FLOATS, VECTOR)),
     ("icarus", "zcu104", COLUMN),
     ("verilator", "sim", (*READ, *CONTROL)),
     ("verilator", "sim", (*COLUMN, *RESULTS, *ARRAY)),
     ("verilator", "sim", FLOATS),
+    ("verilator", "sim", VECTOR),
     ("verilator", "pynq_z2", ARRAY),
 ]
 """Simulator, configuration and the benches that share a design: every block at two sizes, on two simulators."""
