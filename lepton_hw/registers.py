@@ -40,6 +40,7 @@ class State(IntFlag):
     STORE = 32
     DRAIN = 64
     """An error was met: waiting for outstanding memory transactions to end."""
+    VECTOR = 128
 
 
 class Access(IntEnum):

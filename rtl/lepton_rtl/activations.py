@@ -1,7 +1,9 @@
-"""Activations on chip: the buffer, the row scale table, and the unit that fills them from memory."""
+"""Activations on chip: the buffer, the row scale table, and the unit that fills them, and the vector memory, from
+memory.
+"""
 
 import numpy as np
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -12,8 +14,12 @@ from lepton_hw.layout import Bytes, row_beats, unpack_activations
 from lepton_hw.numerics import I8, U8
 
 from .array import word_layout
-from .jobs import COUNT_BITS, INDEX_BITS, SIGNAL_LAYOUT, load_layout, transfer_layout
+from .jobs import COUNT_BITS, INDEX_BITS, SIGNAL_LAYOUT, load_layout, transfer_layout, word_write_layout
+from .queue import BufferQueue
 from .semaphores import WAIT_LAYOUT
+
+LOAD_BEATS = 512
+"""Most beats on their way to the load unit, and depth of its queue: block memory is not shallower."""
 
 
 class ActivationBuffer(wiring.Component):
@@ -73,7 +79,10 @@ class ActivationBuffer(wiring.Component):
 
 
 class LoadUnit(wiring.Component):
-    """Reads packed activation rows (layout in :mod:`lepton_hw.layout`) into the activation buffer.
+    """Reads packed activation rows (layout in :mod:`lepton_hw.layout`) into the activation buffer, or float32 into the
+    vector memory.
+
+    What goes to the vector memory waits in a queue, since read data is never held back.
 
     Throughput: a beat a cycle. Jobs run one after the other.
 
@@ -82,9 +91,11 @@ class LoadUnit(wiring.Component):
     jobs : In(stream of load_layout)
     wait : Out(WAIT_LAYOUT), grant : In(1); the semaphores taken before a job
     transfers : Out(stream of transfer_layout); to the burst splitter
-    beat : In(8 * R), beat_valid : In(1); the rows, never held back
+    beat : In(8 * R), beat_valid : In(1); what is read, never held back
+    released : Out(1); one more beat may be read
     write, write_address, write_word, scale_write, scale_write_row, scale_write_data : Out; to the buffer
-    signal : Out(SIGNAL_LAYOUT); given for one cycle when all is in the buffer
+    fetch : Out(stream of word_write_layout); to the vector memory
+    signal : Out(SIGNAL_LAYOUT); given for one cycle when all is on chip
     busy : Out(1)
     """
 
@@ -99,6 +110,8 @@ class LoadUnit(wiring.Component):
                 "transfers": Out(stream.Signature(transfer_layout(config))),
                 "beat": In(8 * config.beat_bytes),
                 "beat_valid": In(1),
+                "released": Out(1),
+                "fetch": Out(stream.Signature(word_write_layout(config))),
                 "write": Out(1),
                 "write_address": Out(words),
                 "write_word": Out(word_layout(config)),
@@ -139,10 +152,23 @@ class LoadUnit(wiring.Component):
         header = Signal(init=1)
         new_row = Signal(init=1)
         group_word = Signal(range(GROUP_WORDS))
-        address = Signal(range(self._config.activation_words), reset_less=True)
+        address = Signal(COUNT_BITS, reset_less=True)
         row = Signal(range(self._config.scale_rows), reset_less=True)
         shifts = Signal(2 * GROUP_WORDS * size // BLOCK, reset_less=True)
 
+        m.submodules.fetched = fetched = BufferQueue(8 * self._config.beat_bytes, depth=LOAD_BEATS)
+        to_vector = Signal()
+        placed = Signal()
+        m.d.comb += [
+            fetched.i.payload.eq(self.beat),
+            fetched.i.valid.eq(self.beat_valid & to_vector),
+            self.fetch.payload.address.eq(address),
+            self.fetch.payload.data.eq(fetched.o.payload),
+            self.fetch.valid.eq(fetched.o.valid),
+            fetched.o.ready.eq(self.fetch.ready),
+            placed.eq(self.fetch.valid & self.fetch.ready),
+            self.released.eq(Mux(to_vector, placed, self.beat_valid)),
+        ]
         m.d.comb += [
             self.wait.mask.eq(job.wait),
             self.wait.index.eq(job.transfer.index),
@@ -164,13 +190,16 @@ class LoadUnit(wiring.Component):
                     rows_left.eq(job.rows),
                     words_left.eq(job.words),
                     words.eq(job.words),
-                    address.eq(job.activation),
+                    address.eq(job.target),
                     row.eq(job.row),
                     mask.eq(job.signal),
                     index.eq(job.transfer.index),
                 ]
                 with m.If(self.transfers.ready):
                     m.next = "RECEIVE"
+                    with m.If(job.fetch):
+                        m.d.sync += to_vector.eq(1)
+                        m.next = "FETCH"
             with m.State("RECEIVE"):
                 m.d.comb += self.busy.eq(1)
                 with m.If(self.beat_valid & header):
@@ -201,6 +230,13 @@ class LoadUnit(wiring.Component):
                         ]
                         with m.If(rows_left == 1):
                             m.next = "FINISH"
+            with m.State("FETCH"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(placed):
+                    m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
+                    with m.If(words_left == 1):
+                        m.d.sync += to_vector.eq(0)
+                        m.next = "FINISH"
             with m.State("FINISH"):
                 # The last word is being written: who takes the semaphore reads it in a later cycle.
                 m.d.comb += self.busy.eq(1)

@@ -9,7 +9,7 @@ from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import State
 
-from .activations import ActivationBuffer, LoadUnit
+from .activations import LOAD_BEATS, ActivationBuffer, LoadUnit
 from .array import SystolicArray
 from .dispatcher import FETCH_BEATS, FETCH_BURST_BEATS, Dispatcher
 from .jobs import ERROR_LAYOUT, INDEX_BITS
@@ -20,7 +20,9 @@ from .queue import BufferQueue, Queue
 from .register_file import EVENT_LAYOUT, STATUS_LAYOUT, RegisterFile, axi_lite_members
 from .semaphores import Semaphores
 from .sequencer import Sequencer
-from .weights import WeightLoader
+from .vector import VectorUnit
+from .vector_memory import VectorMemory
+from .weights import WeightLoader, WeightStream
 
 JOB_DEPTH = 4
 """Jobs that wait in front of each unit."""
@@ -89,21 +91,28 @@ class Engine(wiring.Component):
         m.submodules.dispatcher = dispatcher = Dispatcher(config)
         m.submodules.load = load = LoadUnit(config)
         m.submodules.activations = activations = ActivationBuffer(config)
+        m.submodules.weights = weights = WeightStream(config)
         m.submodules.loader = loader = WeightLoader(config)
         m.submodules.sequencer = sequencer = Sequencer(config)
         m.submodules.array = array = SystolicArray(config)
         m.submodules.output = output = OutputStage(config)
         m.submodules.store = store = StoreUnit(config)
-        m.submodules.semaphores = semaphores = Semaphores(givers=3, takers=3)
+        m.submodules.vector = vector = VectorUnit(config)
+        m.submodules.vector_memory = vector_memory = VectorMemory(config)
+        m.submodules.vector_store = vector_store = StoreUnit(config, strobed=True)
+        stores = (store, vector_store)
+        m.submodules.semaphores = semaphores = Semaphores(givers=6, takers=4)
         m.submodules.port = port = ReadPort(config, readers=3)
-        m.submodules.write_port = write_port = WritePort(config, writers=1)
+        m.submodules.write_port = write_port = WritePort(config, writers=len(stores))
         m.submodules.weight_fifo = weight_fifo = BufferQueue(8 * config.beat_bytes, depth=config.weight_fifo_beats)
         # Parts the array's decision to take a beat from the block memory's read logic.
         m.submodules.weight_queue = weight_queue = Queue(8 * config.beat_bytes, depth=WEIGHT_QUEUE_BEATS)
         m.submodules.fetch_bursts = fetch_bursts = BurstSplitter(
             config, limit=FETCH_BURST_BEATS, room=FETCH_BEATS, room_at_reset=FETCH_BEATS
         )
-        m.submodules.load_bursts = load_bursts = BurstSplitter(config, limit=config.burst_beats, room=None)
+        m.submodules.load_bursts = load_bursts = BurstSplitter(
+            config, limit=config.burst_beats, room=LOAD_BEATS, room_at_reset=LOAD_BEATS
+        )
         m.submodules.weight_bursts = weight_bursts = BurstSplitter(
             config,
             limit=config.burst_beats,
@@ -119,14 +128,15 @@ class Engine(wiring.Component):
             return queue.o
 
         load_jobs = queued(dispatcher.load, "load")
-        stream_jobs = queued(dispatcher.stream, "stream")
         array_jobs = queued(dispatcher.array, "array")
         store_jobs = queued(dispatcher.store, "store")
         connect(m, load_jobs, load.jobs)
+        connect(m, queued(dispatcher.stream, "stream"), weights.jobs)
         connect(m, queued(dispatcher.loader, "loader"), loader.jobs)
         connect(m, array_jobs, sequencer.jobs)
         connect(m, queued(dispatcher.output, "output"), output.jobs)
         connect(m, store_jobs, store.jobs)
+        connect(m, queued(dispatcher.vector, "vector"), vector.jobs)
 
         # Command fetch.
         m.d.comb += [
@@ -146,25 +156,36 @@ class Engine(wiring.Component):
         m.d.comb += [
             load.beat.eq(port.beats),
             load.beat_valid.eq(port.beat_valid[1]),
-            activations.write.eq(load.write),
-            activations.write_address.eq(load.write_address),
-            activations.write_word.eq(load.write_word),
-            activations.scale_write.eq(load.scale_write),
-            activations.scale_write_row.eq(load.scale_write_row),
-            activations.scale_write_data.eq(load.scale_write_data),
+            load_bursts.release.eq(load.released),
             activations.read_address.eq(sequencer.read_address),
             activations.scale_row.eq(output.scale_row),
         ]
+        # What is read from memory cannot wait, what the vector unit has quantized can.
+        quantized = vector.activations.payload
+        loading = load.write | load.scale_write
+        m.d.comb += vector.activations.ready.eq(~loading)
+        with m.If(loading):
+            m.d.comb += [
+                activations.write.eq(load.write),
+                activations.write_address.eq(load.write_address),
+                activations.write_word.eq(load.write_word),
+                activations.scale_write.eq(load.scale_write),
+                activations.scale_write_row.eq(load.scale_write_row),
+                activations.scale_write_data.eq(load.scale_write_data),
+            ]
+        with m.Else():
+            m.d.comb += [
+                activations.write.eq(vector.activations.valid),
+                activations.write_address.eq(quantized.address),
+                activations.write_word.eq(quantized.word),
+                activations.scale_write.eq(vector.activations.valid & quantized.last),
+                activations.scale_write_row.eq(quantized.row),
+                activations.scale_write_data.eq(quantized.scale),
+            ]
 
         # The weight stream runs ahead over commands as far as its semaphores and the FIFO let it.
-        stream_wait = semaphores.waits[1]
+        connect(m, weights.transfers, weight_bursts.transfers)
         m.d.comb += [
-            stream_wait.request.eq(stream_jobs.valid & weight_bursts.transfers.ready),
-            stream_wait.mask.eq(stream_jobs.payload.wait),
-            stream_wait.index.eq(stream_jobs.payload.transfer.index),
-            weight_bursts.transfers.payload.eq(stream_jobs.payload.transfer),
-            weight_bursts.transfers.valid.eq(semaphores.grants[1]),
-            stream_jobs.ready.eq(semaphores.grants[1]),
             weight_fifo.i.payload.eq(port.beats),
             weight_fifo.i.valid.eq(port.beat_valid[2]),
             weight_bursts.release.eq(weight_fifo.o.valid & weight_fifo.o.ready),
@@ -198,23 +219,32 @@ class Engine(wiring.Component):
         ]
         connect(m, output.beats, store.beats)
 
-        # Semaphores.
+        # Vector unit.
+        connect(m, load.fetch, vector_memory.fetch)
+        connect(m, output.rows, vector_memory.rows)
+        connect(m, vector.transfers, vector_store.jobs)
+        connect(m, vector.beats, vector_store.beats)
         m.d.comb += [
-            semaphores.waits[0].eq(load.wait),
-            load.grant.eq(semaphores.grants[0]),
-            semaphores.waits[2].eq(sequencer.wait),
-            sequencer.grant.eq(semaphores.grants[2]),
-            semaphores.signals[0].eq(load.signal),
-            semaphores.signals[1].eq(output.signal),
-            semaphores.signals[2].eq(store.signal),
+            vector_memory.read_address.eq(vector.read_address),
+            vector.read_data.eq(vector_memory.read_data),
+            vector_memory.write.eq(vector.write),
+            vector_memory.write_address.eq(vector.write_address),
+            vector_memory.write_data.eq(vector.write_data),
+            vector.pause.eq(vector_memory.pause),
+            vector.stored.eq(vector_store.popped),
         ]
+
+        # Semaphores.
+        for i, taker in enumerate((load, weights, sequencer, vector)):
+            m.d.comb += [semaphores.waits[i].eq(taker.wait), taker.grant.eq(semaphores.grants[i])]
+        givers = (load.signal, output.signal, output.complete, store.signal, vector.signal, vector_store.signal)
+        m.d.comb += [semaphores.signals[i].eq(signal) for i, signal in enumerate(givers)]
 
         # Memory.
         for i, splitter in enumerate(splitters):
             connect(m, splitter.bursts, port.bursts[i])
             m.d.comb += [splitter.window.eq(self.window), splitter.halt.eq(self.halt)]
         connect(m, port.address, flipped(self.read_address))
-        stores = (store,)
         for i, unit in enumerate(stores):
             connect(m, unit.address, write_port.bursts[i])
             connect(m, unit.data, write_port.beats[i])
@@ -238,13 +268,14 @@ class Engine(wiring.Component):
         busy = {
             State.FETCH: dispatcher.busy,
             State.LOAD: load.busy | load_bursts.busy | load_jobs.valid,
-            State.STREAM: weight_bursts.busy | stream_jobs.valid,
+            State.STREAM: weight_bursts.busy | weights.busy,
             State.ARRAY: sequencer.busy | loader.busy | array_jobs.valid,
             State.OUTPUT: output.busy,
             State.STORE: store.busy | store_jobs.valid,
             State.DRAIN: self.halt,
+            State.VECTOR: vector.busy | vector_store.busy,
         }
-        outstanding = port.outstanding.any() | store.outstanding.any()
+        outstanding = port.outstanding.any() | store.outstanding.any() | vector_store.outstanding.any()
         complete = dispatcher.ended & ~Cat(busy[unit] for unit in State if unit != State.DRAIN).any()
         quiet = Signal(range(QUIET_CYCLES + 1))
         with m.If(outstanding | ~(complete | self.halt)):
@@ -255,7 +286,8 @@ class Engine(wiring.Component):
 
         idle = Signal(range(DEADLOCK_CYCLES))
         deadlock = Signal()
-        with m.If(outstanding | sequencer.issue.valid | output.popped | ~semaphores.waiting):
+        computing = sequencer.issue.valid | output.popped | (vector.busy & ~vector.wait.request)
+        with m.If(outstanding | computing | ~semaphores.waiting):
             m.d.sync += idle.eq(0)
         with m.Else():
             m.d.sync += [idle.eq(idle + 1), deadlock.eq(deadlock | idle.all())]
@@ -270,8 +302,8 @@ class Engine(wiring.Component):
         memory_error = Signal(ERROR_LAYOUT)
         command_error = Signal(ERROR_LAYOUT)
         for found, sources in (
-            (memory_error, [*(splitter.error for splitter in splitters), port.error, store.error]),
-            (command_error, [dispatcher.error, semaphores.error, deadlock_error]),
+            (memory_error, [unit.error for unit in (*splitters, port, *stores)]),
+            (command_error, [dispatcher.error, semaphores.error, deadlock_error, vector.error]),
             (self.error, [memory_error, command_error]),
         ):
             with m.If(found.code == ErrorCode.NONE):
@@ -289,7 +321,7 @@ class Engine(wiring.Component):
             self.status.semaphores.eq(semaphores.counts),
             self.status.command.eq(dispatcher.index),
             self.status.outstanding[:16].eq(port.outstanding),
-            self.status.outstanding[16:].eq(store.outstanding),
+            self.status.outstanding[16:].eq(store.outstanding + vector_store.outstanding),
             self.events.array_busy.eq(sequencer.issue.valid),
             self.events.read_beats.eq(port.beat_valid.any()),
             self.events.weight_beats.eq(port.beat_valid[2]),

@@ -1,13 +1,33 @@
-"""Reads the command list, checks every command, and hands its parts to the units."""
+"""Reads the command list, checks every command, keeps the context registers, and hands jobs to the units."""
 
 from collections.abc import Iterable
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lepton_hw.checks import command_error
-from lepton_hw.commands import BASES, CHECK, CHECK_FIELD, COMMAND_BYTES, FIELDS, OFFSET_BITS, GemmFlag, Opcode
+from lepton_hw.commands import (
+    BASES,
+    CHECK,
+    CHECK_FIELD,
+    COMMAND_BYTES,
+    CONTEXTS,
+    CONTEXTS_PER_COMMAND,
+    FIELDS,
+    HEADER,
+    OFFSET_BITS,
+    AppendFlag,
+    Combine,
+    Function,
+    GemmFlag,
+    LengthFlag,
+    Opcode,
+    Reduce,
+    Step,
+    VectorFlag,
+)
 from lepton_hw.config import GROUP_WORDS, MAX_REDUCTION, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
@@ -20,9 +40,11 @@ from .jobs import (
     INDEX_BITS,
     LOADER_LAYOUT,
     OUTPUT_LAYOUT,
+    VECTOR_COMMAND_BITS,
     load_layout,
     store_layout,
     stream_layout,
+    vector_layout,
 )
 from .queue import BufferQueue
 
@@ -32,13 +54,41 @@ FETCH_BEATS = 64
 FETCH_BURST_BEATS = FETCH_BEATS // 2
 """Most beats of one command read, so that one burst can be on its way while another is worked off."""
 
+VECTOR_OPCODES = (Opcode.VECTOR, Opcode.QUANTIZE, Opcode.APPEND, Opcode.STORE)
+"""Commands of the vector unit."""
+
 _COMMAND_BITS = 8 * COMMAND_BYTES
+
+_LARGEST: dict[Opcode, dict[str, int]] = {
+    Opcode.END: {"flags": 0, "wait": 0, "signal": 0},
+    Opcode.LOAD: {"flags": 0},
+    Opcode.GEMM: {"flags": 2 * GemmFlag.WORDS - 1, "context": CONTEXTS - 1},
+    Opcode.FETCH: {"flags": LengthFlag.LENGTH, "context": CONTEXTS - 1},
+    Opcode.VECTOR: {
+        "flags": 2 * VectorFlag.LENGTH - 1,
+        "context": CONTEXTS - 1,
+        "step": 2 * Step.C - 1,
+        "combine": max(Combine),
+        "function": max(Function),
+        "reduce": max(Reduce),
+    },
+    Opcode.QUANTIZE: {"flags": LengthFlag.LENGTH, "context": CONTEXTS - 1},
+    Opcode.APPEND: {"flags": max(AppendFlag), "context": CONTEXTS - 1},
+    Opcode.STORE: {"flags": 0},
+    Opcode.CONTEXT: {"flags": 0, "wait": 0, "signal": 0},
+}
+"""Fields of which only these bits may be set."""
+
+Rule = tuple[Value, tuple[Opcode, ...]]
+"""What is wrong with a command, and the commands with which it is."""
 
 
 class Dispatcher(wiring.Component):
     """Commands in, jobs out, in list order.
 
-    A command takes ``64 / R`` beats and then 8 cycles, if every queue it needs has room.
+    A command takes ``64 / R`` beats and then 10 cycles, if every queue it needs has room; CONTEXT takes another
+    cycle for each register that a command can set. After a reset the context registers are cleared, for as many cycles
+    as there are.
 
     Members
     -------
@@ -47,7 +97,7 @@ class Dispatcher(wiring.Component):
     bases : In(BASES x address_bits); base registers
     beat : In(8 * R), beat_valid : In(1); the list, as read
     released : Out(1); one more beat of it may be read
-    load, stream, loader, array, output, store : Out(streams of jobs)
+    load, stream, loader, array, output, store, vector : Out(streams of jobs)
     index : Out(INDEX_BITS); the command being issued
     ended : Out(1); END has been met
     busy : Out(1)
@@ -70,6 +120,7 @@ class Dispatcher(wiring.Component):
                 "array": Out(stream.Signature(ARRAY_LAYOUT)),
                 "output": Out(stream.Signature(OUTPUT_LAYOUT)),
                 "store": Out(stream.Signature(store_layout(config))),
+                "vector": Out(stream.Signature(vector_layout(config))),
                 "index": Out(INDEX_BITS),
                 "ended": Out(1),
                 "busy": Out(1),
@@ -97,76 +148,179 @@ class Dispatcher(wiring.Component):
             at = next(f for f in FIELDS[opcode] if f.name == name)
             return command[at.low : at.low + at.width]
 
-        is_gemm = Signal()
-        is_end = Signal()
         opcode = command[:8]
-        m.d.comb += [is_gemm.eq(opcode == Opcode.GEMM), is_end.eq(opcode == Opcode.END)]
-        # LOAD and GEMM have their common fields, and their first address, in the same places.
+        is_ = {op: Signal(name=f"is_{op.name.lower()}", reset_less=True) for op in Opcode}
+        m.d.sync += [is_[op].eq(opcode == op) for op in Opcode]
+        is_gemm = is_[Opcode.GEMM]
+        # Fields that several commands have in the same place.
+        flags = field(Opcode.GEMM, "flags")
         rows, words = field(Opcode.GEMM, "rows"), field(Opcode.GEMM, "words")
         activation, row = field(Opcode.GEMM, "activation"), field(Opcode.GEMM, "row")
-        blocks, flags = field(Opcode.GEMM, "blocks"), field(Opcode.GEMM, "flags")
-        scaled = Signal()
-        bias = Signal()
+        row_words_most = field(Opcode.VECTOR, "words")
+        blocks, pitch = field(Opcode.GEMM, "blocks"), field(Opcode.GEMM, "pitch")
+        target, target_pitch = field(Opcode.GEMM, "target"), field(Opcode.GEMM, "target_pitch")
+        scaled, bias, to_vector, strided = (Signal(name=name) for name in ("scaled", "bias", "to_vector", "strided"))
         m.d.comb += [
             scaled.eq((flags & GemmFlag.FLOAT).any()),
             bias.eq((flags & GemmFlag.BIAS).any()),
+            to_vector.eq((flags & GemmFlag.ROWS).any()),
+        ]
+        m.d.sync += strided.eq(field(Opcode.GEMM, "stride").any())
+        pitch_given = Signal(reset_less=True)
+        row_pitch = Signal(COUNT_BITS)
+        m.d.sync += pitch_given.eq(pitch.any())
+        m.d.comb += row_pitch.eq(Mux(pitch_given, pitch, words))
+
+        # Addresses: chosen, then relative to a base.
+        first, second = (Signal(config.address_bits, name=name, reset_less=True) for name in ("first", "second"))
+        for address, name, usual, others in (
+            (first, "first", field(Opcode.GEMM, "weights"), ((Opcode.APPEND, "cache"), (Opcode.STORE, "output"))),
+            (second, "second", field(Opcode.GEMM, "output"), ((Opcode.APPEND, "scales"),)),
+        ):
+            chosen = Signal(64, name=f"{name}_chosen", reset_less=True)
+            m.d.sync += chosen.eq(usual)
+            for op, other in others:
+                with m.If(opcode == op):
+                    m.d.sync += chosen.eq(field(op, other))
+            base = self.bases[chosen[56 : 56 + (BASES - 1).bit_length()]]
+            m.d.sync += address.eq(base + chosen[:OFFSET_BITS])
+
+        # The context registers, and the counts that hold the context of the command in hand.
+        m.submodules.contexts = contexts = Memory(shape=COUNT_BITS, depth=CONTEXTS, init=[])
+        context_write, context_read = contexts.write_port(), contexts.read_port()
+        cleared = Signal(range(CONTEXTS + 1))
+        all_cleared = cleared == CONTEXTS
+        m.d.sync += cleared.eq(cleared + ~all_cleared)
+        tokens = context_read.data
+        context = Signal(range(CONTEXTS), reset_less=True)
+        m.d.sync += context.eq(
+            Mux(opcode == Opcode.GEMM, field(Opcode.GEMM, "context"), field(Opcode.FETCH, "context"))
+        )
+        m.d.comb += context_read.addr.eq(context)
+        held = Signal(COUNT_BITS, reset_less=True)
+        gemm_words, gemm_blocks = (Signal(COUNT_BITS, name=f"gemm_{n}", reset_less=True) for n in ("words", "blocks"))
+        row_words = Signal(COUNT_BITS, reset_less=True)
+        m.d.sync += [
+            held.eq((tokens + (config.array_size - 1)) >> _log2(config.array_size)),
+            gemm_words.eq(Mux((flags & GemmFlag.WORDS).any(), held, words)),
+            gemm_blocks.eq(Mux((flags & GemmFlag.BLOCKS).any(), held, blocks)),
+            row_words.eq(Mux((flags & LengthFlag.LENGTH).any(), held * PARAMETER_BEATS, row_words_most)),
         ]
 
-        # Addresses and products come first, each in a register, then the checks on them.
-        first = Signal(config.address_bits, reset_less=True)
-        second = Signal(config.address_bits, reset_less=True)
-        for target, bits in ((first, field(Opcode.GEMM, "weights")), (second, field(Opcode.GEMM, "output"))):
-            base = self.bases[bits[56 : 56 + (BASES - 1).bit_length()]]
-            m.d.sync += target.eq(base + bits[:OFFSET_BITS])
-        # Wide enough for every valid command, and for one multiplier of any device.
-        factor = Signal(range(MAX_REDUCTION + 2 * PARAMETER_BEATS + 1), reset_less=True)
+        # What CONTEXT sets, one register a cycle, is written before it is judged: a wrong command ends the list.
+        slot = Signal(range(CONTEXTS_PER_COMMAND + 1))
+        token = Signal(COUNT_BITS, reset_less=True)
+        token_used, token_given, token_wrong = (Signal(name=f"token_{n}") for n in ("used", "given", "wrong"))
+        first_context, count_field = field(Opcode.CONTEXT, "first"), field(Opcode.CONTEXT, "count")
+        context_address = Signal(range(CONTEXTS), reset_less=True)
+        all_tokens = Array(field(Opcode.CONTEXT, f"tokens_{i}") for i in range(CONTEXTS_PER_COMMAND))
+        m.d.sync += [
+            token.eq(all_tokens[slot]),
+            token_used.eq(slot < count_field),
+            context_address.eq(first_context + slot),
+        ]
+        m.d.comb += [
+            context_write.addr.eq(Mux(all_cleared, context_address, cleared)),
+            context_write.data.eq(Mux(all_cleared, token, 0)),
+            context_write.en.eq(~all_cleared | (token_given & token_used)),
+        ]
+        with m.If(token_given & ((token > MAX_REDUCTION) | (~token_used & token.any()))):
+            m.d.sync += token_wrong.eq(1)
+
+        # One multiplier, its operands and its product in registers; wide enough for every valid command.
+        factor = Signal(COUNT_BITS, reset_less=True)
         count = Signal(COUNT_BITS, reset_less=True)
         product = Signal(BEATS_BITS, reset_less=True)
         m.d.sync += product.eq(factor * count)
         end_word = Signal(BEATS_BITS + 1, reset_less=True)
+        first_row_end = Signal(COUNT_BITS + 3, reset_less=True)
+        end_target = Signal(BEATS_BITS + 1, reset_less=True)
         read_beats = Signal(BEATS_BITS, reset_less=True)
+        m.d.sync += first_row_end.eq(target + (blocks << _log2(PARAMETER_BEATS)))
 
         exhausted, damaged, unknown = (
             Signal(name=name, reset_less=True) for name in ("exhausted", "damaged", "unknown")
         )
-        # Each rule in a register of its own; which of them apply is decided a cycle later.
-        aligned = first[: _log2(config.beat_bytes)] == 0
-        rules: dict[str, list[Value]] = {
-            "end": [unused_bits(command, Opcode.END)],
-            "load": [unused_bits(command, Opcode.LOAD)],
-            "gemm": [
-                unused_bits(command, Opcode.GEMM),
-                rows > config.accumulator_rows,
-                blocks == 0,
-                flags > (GemmFlag.FLOAT | GemmFlag.BIAS),
-                bias & ~scaled,
-                second[: _log2(config.beat_bytes)] != 0,
-            ],
-            "both": [
-                rows == 0,
-                words == 0,
-                words > config.max_words,
-                row + rows > config.scale_rows,
-                end_word > config.activation_words,
-                ~aligned,
-            ],
-        }
-        broken = {}
-        for kind, conditions in rules.items():
-            broken[kind] = Signal(len(conditions), name=f"broken_{kind}", reset_less=True)
-            m.d.sync += broken[kind].eq(Cat(conditions))
-        invalid = Mux(
-            is_end,
-            broken["end"].any(),
-            broken["both"].any() | Mux(is_gemm, broken["gemm"].any(), broken["load"].any()),
-        )
+        beat_bits = _log2(config.beat_bytes)
+        load, gemm, fetch, vector = Opcode.LOAD, Opcode.GEMM, Opcode.FETCH, Opcode.VECTOR
+        quantize, append, context_op = Opcode.QUANTIZE, Opcode.APPEND, Opcode.CONTEXT
+        offset = field(vector, "offset")
+        rules: list[Rule] = [
+            *_unused_bits(command),
+            # The shape: rows and words, or outer and inner, are in the same places.
+            ((rows == 0) | (words == 0), (load, gemm, *VECTOR_OPCODES)),
+            ((row_words == 0) | (row_words > row_words_most), (fetch, *VECTOR_OPCODES)),
+            (row_words_most % PARAMETER_BEATS != 0, (quantize, append)),
+            (words > config.max_words, (load, gemm)),
+            (row + rows > config.scale_rows, (load, gemm)),
+            (end_word > config.activation_words, (load, gemm)),
+            (first[:beat_bits] != 0, (load, gemm, fetch, append, Opcode.STORE)),
+            (second[:beat_bits] != 0, (gemm, append)),
+            (bias & ~scaled, (gemm,)),
+            (to_vector & ~scaled, (gemm,)),
+            (rows > config.accumulator_rows, (gemm,)),
+            ((gemm_words == 0) | (gemm_words > words), (gemm,)),
+            ((gemm_blocks == 0) | (gemm_blocks > blocks), (gemm,)),
+            (pitch_given & (pitch < words), (gemm,)),
+            (to_vector & (end_target > config.vector_words), (gemm,)),
+            (field(fetch, "target") + row_words_most > config.vector_words, (fetch,)),
+            ((flags & VectorFlag.SQUARE).any() & (flags & VectorFlag.B_VALUE).any(), (vector,)),
+            ((flags & VectorFlag.CAUSAL).any() & (offset > tokens), (vector,)),
+            (offset > tokens, (append,)),
+            ((count_field == 0) | (count_field > CONTEXTS_PER_COMMAND), (context_op,)),
+            (first_context + count_field > CONTEXTS, (context_op,)),
+            (token_wrong, (context_op,)),
+        ]
+        invalid = self._judge(m, rules, is_)
 
-        gemm_streams = [self.stream, self.loader, self.array, self.output, self.store]
+        gemm_streams = [self.stream, self.loader, self.array, self.output]
         gemm_ready = Signal()
         gemm_go = Signal()
-        m.d.comb += gemm_ready.eq(Cat(s.ready for s in gemm_streams).all())
+        issued = Signal()
+        m.d.comb += gemm_ready.eq(Cat(s.ready for s in (*gemm_streams, self.store)).all())
         m.d.comb += [s.valid.eq(gemm_go) for s in gemm_streams]
-        self._drive_jobs(m, field, first, second, read_beats, product, scaled, bias)
+        m.d.comb += self.store.valid.eq(gemm_go & ~to_vector)
+
+        def drive(payload, **values) -> None:
+            m.d.comb += [getattr(payload, name).eq(value) for name, value in values.items()]
+
+        def common(payload, opcode: Opcode, *names: str) -> None:
+            drive(payload, **{name: field(opcode, name) for name in names})
+
+        is_fetch = is_[fetch]
+        counts = {"words": gemm_words, "blocks": gemm_blocks}
+        options = {"scaled": scaled, "bias": bias}
+        for payload, address, transferred in (
+            (self.load.payload, first, Mux(is_fetch, row_words, read_beats)),
+            (self.stream.payload, first, read_beats),
+            (self.store.payload, second, product * PARAMETER_BEATS),
+        ):
+            drive(payload.transfer, address=address, beats=transferred, index=self.index)
+        common(self.load.payload, load, "rows", "row", "wait", "signal")
+        drive(
+            self.load.payload,
+            fetch=is_fetch,
+            words=Mux(is_fetch, row_words, words),
+            target=Mux(is_fetch, field(fetch, "target"), activation),
+        )
+        common(self.stream.payload, gemm, "stride")
+        drive(self.stream.payload, count=Mux(strided, gemm_blocks, 1), wait=field(gemm, "stream_wait"))
+        drive(self.loader.payload, **counts, **options)
+        common(self.array.payload, gemm, "rows", "activation", "wait")
+        drive(self.array.payload, **counts, pitch=row_pitch, index=self.index)
+        common(self.output.payload, gemm, "rows", "row", "target", "target_pitch")
+        drive(self.output.payload, **options, to_vector=to_vector, blocks=gemm_blocks, index=self.index)
+        drive(self.output.payload, signal=field(gemm, "read_signal"), complete=field(gemm, "signal"))
+        drive(self.store.payload, signal=field(gemm, "signal"))
+        drive(
+            self.vector.payload,
+            command=command[:VECTOR_COMMAND_BITS],
+            words=row_words,
+            tokens=tokens,
+            first=first,
+            second=second,
+            index=self.index,
+        )
 
         def fail(code: ErrorCode) -> Iterable:
             return [self.error.code.eq(code), self.error.index.eq(self.index)]
@@ -177,6 +331,7 @@ class Dispatcher(wiring.Component):
         with m.If(folding):
             m.d.sync += fold.eq(fold ^ _fold(command[-8 * config.beat_bytes :]))
 
+        m.d.sync += token_given.eq(0)
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
@@ -184,8 +339,9 @@ class Dispatcher(wiring.Component):
                 with m.If(self.start):
                     m.next = "NEXT"
             with m.State("NEXT"):
-                m.d.sync += exhausted.eq(self.index == self.commands)
-                m.next = "COLLECT"
+                m.d.sync += [exhausted.eq(self.index == self.commands), slot.eq(0), token_wrong.eq(0)]
+                with m.If(all_cleared):
+                    m.next = "COLLECT"
             with m.State("COLLECT"):
                 m.d.comb += buffer.o.ready.eq(1)
                 with m.If(exhausted):
@@ -200,27 +356,43 @@ class Dispatcher(wiring.Component):
                     m.d.comb += shifted.eq(1)
                     with m.If(beats == COMMAND_BYTES // config.beat_bytes - 1):
                         m.d.sync += beats.eq(0)
-                        m.next = "ROW_WORDS"
-            with m.State("ROW_WORDS"):
-                m.d.sync += [
-                    factor.eq(words),
-                    count.eq(rows),
-                    unknown.eq(~opcode.matches(*Opcode)),
-                ]
+                        m.next = "SELECT"
+            with m.State("SELECT"):
+                m.d.sync += unknown.eq(~opcode.matches(*Opcode))
+                m.next = "ROW_PITCH"
+                with m.If(opcode == context_op):
+                    m.next = "TOKENS"
+            with m.State("TOKENS"):
+                m.d.sync += [slot.eq(slot + 1), token_given.eq(1)]
+                with m.If(slot == CONTEXTS_PER_COMMAND - 1):
+                    m.next = "ROW_PITCH"
+            # Each state of these sets the multiplier's operands; its product is there two states later.
+            with m.State("ROW_PITCH"):
+                m.d.sync += [factor.eq(row_pitch), count.eq(rows)]
+                m.d.sync += [damaged.eq(fold != CHECK), fold.eq(0)]
+                m.next = "TARGET_PITCH"
+            with m.State("TARGET_PITCH"):
+                m.d.sync += [factor.eq(target_pitch), count.eq(rows - 1)]
+                m.next = "RESOLVE"
+            with m.State("RESOLVE"):
+                m.d.sync += end_word.eq(activation + product)
                 m.next = "READ_BEATS"
             with m.State("READ_BEATS"):
-                m.d.sync += [damaged.eq(fold != CHECK), fold.eq(0)]
+                m.d.sync += end_target.eq(first_row_end + product)
                 with m.If(is_gemm):
                     parameters = PARAMETER_BEATS * (scaled + bias)
-                    m.d.sync += [factor.eq((words << _log2(config.array_size)) + parameters), count.eq(blocks)]
+                    m.d.sync += [
+                        factor.eq((gemm_words << _log2(config.array_size)) + parameters),
+                        count.eq(Mux(strided, 1, gemm_blocks)),
+                    ]
                 with m.Else():
                     groups = (words + (GROUP_WORDS - 1)) >> _log2(GROUP_WORDS)
                     m.d.sync += [factor.eq(words + groups), count.eq(rows)]
                 m.next = "WRITE_BEATS"
             with m.State("WRITE_BEATS"):
-                m.d.sync += [end_word.eq(activation + product), factor.eq(rows), count.eq(blocks)]
-                m.next = "VALIDATE"
-            with m.State("VALIDATE"):
+                m.d.sync += [factor.eq(rows), count.eq(gemm_blocks)]
+                m.next = "JUDGE"
+            with m.State("JUDGE"):
                 m.d.sync += read_beats.eq(product)
                 m.next = "DECIDE"
             with m.State("DECIDE"):
@@ -235,45 +407,44 @@ class Dispatcher(wiring.Component):
                     m.d.sync += fail(ErrorCode.FIELD)
                     m.next = "HALT"
             with m.State("ISSUE"):
-                with m.If(is_end):
+                with m.If(is_[Opcode.END]):
                     m.next = "HALT"
                     m.d.sync += self.ended.eq(1)
                 with m.Elif(is_gemm):
-                    m.d.comb += gemm_go.eq(gemm_ready)
+                    m.d.comb += [gemm_go.eq(gemm_ready), issued.eq(gemm_ready)]
+                with m.Elif(is_[load] | is_fetch):
+                    m.d.comb += [self.load.valid.eq(1), issued.eq(self.load.ready)]
+                with m.Elif(is_[context_op]):
+                    m.d.comb += issued.eq(1)
                 with m.Else():
-                    m.d.comb += self.load.valid.eq(1)
-                with m.If(gemm_go | (self.load.valid & self.load.ready)):
+                    m.d.comb += [self.vector.valid.eq(1), issued.eq(self.vector.ready)]
+                with m.If(issued):
                     m.d.sync += self.index.eq(self.index + 1)
                     m.next = "NEXT"
             with m.State("HALT"):
                 m.d.comb += self.busy.eq(0)
         return m
 
-    def _drive_jobs(self, m, field, first, second, read_beats, product, scaled, bias) -> None:
-        """Wire the jobs of the command in hand; ``product`` is rows times blocks by the time they are valid."""
-        load, gemm = Opcode.LOAD, Opcode.GEMM
+    def _judge(self, m: Module, rules: list[Rule], is_: dict[Opcode, Signal]) -> Value:
+        """Whether a rule that applies is broken, two cycles after what it depends on is known.
 
-        def drive(payload, **values) -> None:
-            m.d.comb += [getattr(payload, name).eq(value) for name, value in values.items()]
-
-        def common(payload, opcode: Opcode, *names: str) -> None:
-            drive(payload, **{name: field(opcode, name) for name in names})
-
-        for payload, address, beats in (
-            (self.load.payload, first, read_beats),
-            (self.stream.payload, first, read_beats),
-            (self.store.payload, second, product * PARAMETER_BEATS),
-        ):
-            drive(payload.transfer, address=address, beats=beats, index=self.index)
-        common(self.load.payload, load, "rows", "words", "activation", "row", "wait", "signal")
-        drive(self.stream.payload, wait=field(gemm, "stream_wait"))
-        common(self.loader.payload, gemm, "words", "blocks")
-        drive(self.loader.payload, scaled=scaled, bias=bias)
-        common(self.array.payload, gemm, "rows", "words", "blocks", "activation", "wait")
-        drive(self.array.payload, index=self.index)
-        common(self.output.payload, gemm, "rows", "blocks", "row")
-        drive(self.output.payload, scaled=scaled, bias=bias, signal=field(gemm, "read_signal"), index=self.index)
-        drive(self.store.payload, signal=field(gemm, "signal"))
+        Each rule has a register of its own, and the rules of the same commands another one.
+        """
+        broken: dict[tuple[Opcode, ...], list[Value]] = {}
+        for condition, opcodes in rules:
+            broken.setdefault(tuple(sorted(opcodes)), []).append(condition)
+        judged = []
+        for number, (opcodes, conditions) in enumerate(broken.items()):
+            found = Signal(len(conditions), name=f"broken_{number}", reset_less=True)
+            applies = Signal(name=f"applies_{number}", reset_less=True)
+            verdict = Signal(name=f"verdict_{number}", reset_less=True)
+            m.d.sync += [
+                found.eq(Cat(conditions)),
+                applies.eq(Cat(is_[op] for op in opcodes).any()),
+                verdict.eq(found.any() & applies),
+            ]
+            judged.append(verdict)
+        return Cat(judged).any()
 
 
 def _log2(n: int) -> int:
@@ -288,14 +459,23 @@ def _fold(beat: Value) -> Value:
     return result
 
 
-def unused_bits(command: Value, opcode: Opcode) -> Value:
-    """Whether a bit is set that must be zero in a command of this opcode."""
-    zero = {Opcode.END: {"flags", "wait", "signal"}, Opcode.LOAD: {"flags"}, Opcode.GEMM: set()}
-    used = 0xFFFFFFFF << CHECK_FIELD.low
-    for f in FIELDS[opcode]:
-        if f.name in zero[opcode]:
-            continue
-        used |= ((1 << f.width) - 1) << f.low
-        if f.width == 64:
-            used ^= 0xFF << f.low + OFFSET_BITS | (0x100 - BASES) << f.low + 56
-    return Cat(command[i] for i in range(_COMMAND_BITS) if not used >> i & 1).any()
+def _usable_bits(opcode: Opcode) -> int:
+    """The bits that may be set in a command of this opcode."""
+    used = ((1 << CHECK_FIELD.width) - 1) << CHECK_FIELD.low
+    for field in FIELDS[opcode]:
+        most = (1 << field.width) - 1
+        if field.width == 64:
+            most = (BASES - 1) << 56 | ((1 << OFFSET_BITS) - 1)
+        used |= (most & _LARGEST[opcode].get(field.name, most)) << field.low
+    return used
+
+
+def _unused_bits(command: Value) -> list[Rule]:
+    """That no bit is set that must be zero: those that the same commands do not use are looked at together."""
+    usable = {opcode: _usable_bits(opcode) for opcode in Opcode}
+    bits: dict[tuple[Opcode, ...], list[Value]] = {}
+    for place in range(HEADER[0].width, _COMMAND_BITS):
+        without = tuple(opcode for opcode in Opcode if not usable[opcode] >> place & 1)
+        if without:
+            bits.setdefault(without, []).append(command[place])
+    return [(Cat(values).any(), opcodes) for opcodes, values in bits.items()]

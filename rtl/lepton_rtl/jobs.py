@@ -24,13 +24,15 @@ def transfer_layout(config: HardwareConfig) -> data.StructLayout:
 
 
 def load_layout(config: HardwareConfig) -> data.StructLayout:
-    """Job of the load unit."""
+    """Job of the load unit: packed activation rows to the activation buffer from word ``target`` on, or with ``fetch``
+    ``words`` beats to the vector memory from there on."""
     return data.StructLayout(
         {
             "transfer": transfer_layout(config),
+            "fetch": 1,
             "rows": COUNT_BITS,
             "words": COUNT_BITS,
-            "activation": COUNT_BITS,
+            "target": COUNT_BITS,
             "row": COUNT_BITS,
             "wait": MASK_BITS,
             "signal": MASK_BITS,
@@ -39,8 +41,10 @@ def load_layout(config: HardwareConfig) -> data.StructLayout:
 
 
 def stream_layout(config: HardwareConfig) -> data.StructLayout:
-    """Job of the weight stream."""
-    return data.StructLayout({"transfer": transfer_layout(config), "wait": MASK_BITS})
+    """Job of the weight stream: ``count`` transfers, each ``stride`` beats on from the one before."""
+    return data.StructLayout(
+        {"transfer": transfer_layout(config), "count": COUNT_BITS, "stride": BEATS_BITS, "wait": MASK_BITS}
+    )
 
 
 LOADER_LAYOUT = data.StructLayout({"words": COUNT_BITS, "blocks": COUNT_BITS, "scaled": 1, "bias": 1})
@@ -52,11 +56,12 @@ ARRAY_LAYOUT = data.StructLayout(
         "words": COUNT_BITS,
         "blocks": COUNT_BITS,
         "activation": COUNT_BITS,
+        "pitch": COUNT_BITS,
         "wait": MASK_BITS,
         "index": INDEX_BITS,
     }
 )
-"""Job of the array sequencer."""
+"""Job of the array sequencer; ``pitch`` words lie between the beginnings of two rows."""
 
 OUTPUT_LAYOUT = data.StructLayout(
     {
@@ -65,11 +70,19 @@ OUTPUT_LAYOUT = data.StructLayout(
         "row": COUNT_BITS,
         "scaled": 1,
         "bias": 1,
+        "to_vector": 1,
+        "target": COUNT_BITS,
+        "target_pitch": COUNT_BITS,
         "signal": MASK_BITS,
+        "complete": MASK_BITS,
         "index": INDEX_BITS,
     }
 )
-"""Job of the output stage; ``signal`` is given when activations and row scales have been read."""
+"""Job of the output stage.
+
+``signal`` is given when activations and row scales have been read. With ``to_vector`` row m goes to the vector memory
+from word ``target + m * target_pitch`` on, and ``complete`` is given when all are there.
+"""
 
 
 def store_layout(config: HardwareConfig) -> data.StructLayout:
@@ -96,13 +109,6 @@ def vector_layout(config: HardwareConfig) -> data.StructLayout:
             "second": config.address_bits,
             "index": INDEX_BITS,
         }
-    )
-
-
-def fetch_layout(config: HardwareConfig) -> data.StructLayout:
-    """Job of the fetch unit: beats to the words of the vector memory from ``target`` on."""
-    return data.StructLayout(
-        {"transfer": transfer_layout(config), "target": COUNT_BITS, "wait": MASK_BITS, "signal": MASK_BITS}
     )
 
 

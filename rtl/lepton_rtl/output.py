@@ -1,7 +1,7 @@
-"""The output stage: int32 results to the result stream, raw or scaled to float32.
+"""The output stage: int32 results, raw or scaled to float32, to the result stream or the vector memory.
 
 A row of R results leaves in four beats of R / 4 lanes. Nothing in the pipeline can be held: a beat enters
-only if the store buffer has room for it.
+only if the store buffer, or the queue to the vector memory, has room for it.
 """
 
 from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
@@ -16,12 +16,16 @@ from lepton_hw.layout import PARAMETER_BEATS, Bytes, pack_output
 from .accumulator import ACCUMULATOR_BITS, RESULT_LATENCY
 from .delay import delay
 from .float32 import FloatAdd, FloatMultiply, IntToFloat
-from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT
+from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT, word_write_layout
 from .memory_write import STORE_BEATS
+from .queue import BufferQueue
 from .weights import PARAMETER_SLOTS
 
 NEGATIVE_ZERO = 0x80000000
 """The float32 that added to any other leaves it as it is."""
+
+ROW_BEATS = 64
+"""Depth of the queue to the vector memory: more than the pipeline holds."""
 
 
 class ScaleLane(wiring.Component):
@@ -74,7 +78,7 @@ class ScaleLane(wiring.Component):
 
 
 class OutputStage(wiring.Component):
-    """Turns result rows into the result stream.
+    """Turns result rows into the result stream, or into rows of the vector memory.
 
     Latency: a row to its first beat ``4 + ScaleLane.latency`` cycles, 4 if raw. Throughput: a beat a cycle;
     between jobs the pipeline runs empty.
@@ -90,7 +94,9 @@ class OutputStage(wiring.Component):
     slot_release : Out(1); a block's parameters have been used
     beats : Out(stream of 8 * R); always accepted, by count
     stored : In(1); a beat has left the store buffer
-    signal : Out(SIGNAL_LAYOUT); for one cycle
+    rows : Out(stream of word_write_layout); to the vector memory
+    signal : Out(SIGNAL_LAYOUT); for one cycle, when all operands have been read
+    complete : Out(SIGNAL_LAYOUT); likewise, when all rows are in the vector memory
     busy : Out(1)
     """
 
@@ -112,7 +118,9 @@ class OutputStage(wiring.Component):
                 "slot_release": Out(1),
                 "beats": Out(stream.Signature(width)),
                 "stored": In(1),
+                "rows": Out(stream.Signature(word_write_layout(config))),
                 "signal": Out(SIGNAL_LAYOUT),
+                "complete": Out(SIGNAL_LAYOUT),
                 "busy": Out(1),
             }
         )
@@ -133,6 +141,16 @@ class OutputStage(wiring.Component):
         scaled = numerics.float_multiply(scaled, column_scale[None, :])
         return pack_output(config, scaled if bias is None else numerics.float_add(scaled, bias[None, :]))
 
+    @staticmethod
+    def addresses(*, rows: int, blocks: int, target: int, target_pitch: int) -> list[int]:
+        """Where the beats of a result stream go in the vector memory."""
+        return [
+            target + row * target_pitch + block * PARAMETER_BEATS + beat
+            for block in range(blocks)
+            for row in range(rows)
+            for beat in range(PARAMETER_BEATS)
+        ]
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         lanes = self._config.lanes
@@ -146,6 +164,10 @@ class OutputStage(wiring.Component):
         is_available = Signal()
         has_room = Signal(init=1)
         in_flight = Signal(range(STORE_BEATS + 1))
+        left = Signal()
+        placed = Signal()
+        # The queue to the vector memory is empty between jobs; two beats may enter before a full one is noticed.
+        row_room = Signal()
         running = Signal()
         enter = Signal()
         beat = Signal(range(PARAMETER_BEATS))
@@ -158,7 +180,7 @@ class OutputStage(wiring.Component):
         last_beat = beat == PARAMETER_BEATS - 1
         block_end = Signal()
         m.d.comb += [
-            enter.eq(running & is_available & has_room),
+            enter.eq(running & is_available & Mux(job.to_vector, row_room, has_room)),
             self.popped.eq(enter & last_beat),
             block_end.eq(self.popped & last_row),
             tag.slot.eq(slot),
@@ -166,11 +188,13 @@ class OutputStage(wiring.Component):
         ]
         m.d.sync += [
             available.eq(available + self.written - self.popped),
-            room.eq(room + self.stored - enter),
+            room.eq(room + self.stored - (enter & ~job.to_vector)),
             is_available.eq((available > 1) | self.written | ((available == 1) & ~self.popped)),
             has_room.eq((room > 1) | self.stored | ((room == 1) & ~enter)),
-            in_flight.eq(in_flight + enter - self.beats.valid),
+            row_room.eq(in_flight < ROW_BEATS - 2),
+            in_flight.eq(in_flight + enter - Mux(job.to_vector, placed, left)),
             self.signal.eq(0),
+            self.complete.eq(0),
         ]
         with m.If(self.popped):
             m.d.sync += self.result_row.eq(self.result_row + 1)
@@ -205,6 +229,8 @@ class OutputStage(wiring.Component):
                 m.d.comb += self.busy.eq(1)
                 with m.If(in_flight == 0):
                     m.d.sync += [self.signal.mask.eq(job.signal), self.signal.index.eq(job.index)]
+                    with m.If(job.to_vector):
+                        m.d.sync += [self.complete.mask.eq(job.complete), self.complete.index.eq(job.index)]
                     m.next = "SIGNAL"
             with m.State("SIGNAL"):
                 m.d.comb += self.busy.eq(1)
@@ -257,5 +283,45 @@ class OutputStage(wiring.Component):
         )
         for lane in range(lanes):
             m.d.sync += self.beats.payload.word_select(lane, 32).eq(Mux(job.scaled, scaled_beat[lane], chosen[lane]))
-        m.d.sync += self.beats.valid.eq(Mux(job.scaled, scaled_valid, valid))
+        m.d.sync += left.eq(Mux(job.scaled, scaled_valid, valid))
+        m.d.comb += self.beats.valid.eq(left & ~job.to_vector)
+
+        # Beats to the vector memory, whose addresses are known long before they are needed: a row is four beats.
+        m.submodules.row_queue = row_queue = BufferQueue(8 * self._config.beat_bytes, depth=ROW_BEATS)
+        address, row_start, next_row, block_start, next_block = (
+            Signal(range(self._config.vector_words), name=name, reset_less=True)
+            for name in ("address", "row_start", "next_row", "block_start", "next_block")
+        )
+        placed_beat = Signal(range(PARAMETER_BEATS))
+        unplaced_rows = Signal(COUNT_BITS, reset_less=True)
+        placing_last_row = Signal(reset_less=True)
+        m.d.comb += [
+            row_queue.i.payload.eq(self.beats.payload),
+            row_queue.i.valid.eq(left & job.to_vector),
+            self.rows.payload.address.eq(address),
+            self.rows.payload.data.eq(row_queue.o.payload),
+            self.rows.valid.eq(row_queue.o.valid),
+            row_queue.o.ready.eq(self.rows.ready),
+            placed.eq(self.rows.valid & self.rows.ready),
+        ]
+        m.d.sync += [
+            next_row.eq(row_start + job.target_pitch),
+            next_block.eq(block_start + PARAMETER_BEATS),
+            placing_last_row.eq(unplaced_rows == 1),
+        ]
+        with m.If(placed):
+            m.d.sync += [placed_beat.eq(placed_beat + 1), address.eq(address + 1)]
+            with m.If(placed_beat == PARAMETER_BEATS - 1):
+                following = Mux(placing_last_row, next_block, next_row)
+                m.d.sync += [
+                    address.eq(following),
+                    row_start.eq(following),
+                    unplaced_rows.eq(unplaced_rows - 1),
+                ]
+                with m.If(placing_last_row):
+                    m.d.sync += [block_start.eq(next_block), unplaced_rows.eq(job.rows)]
+        with m.If(self.jobs.ready):
+            start = self.jobs.payload.target
+            m.d.sync += [address.eq(start), row_start.eq(start), block_start.eq(start)]
+            m.d.sync += unplaced_rows.eq(self.jobs.payload.rows)
         return m

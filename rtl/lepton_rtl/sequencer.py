@@ -52,10 +52,10 @@ class Sequencer(wiring.Component):
         )
 
     @staticmethod
-    def model(*, rows: int, words: int, blocks: int, activation: int) -> list[tuple[int, bool, bool, bool]]:
+    def model(*, rows: int, words: int, blocks: int, activation: int, pitch: int) -> list[tuple[int, bool, bool, bool]]:
         """What a job issues, in order: read address, first row of its tile, first tile, last tile."""
         return [
-            (activation + row * words + word, row == 0, word == 0, word == words - 1)
+            (activation + row * pitch + word, row == 0, word == 0, word == words - 1)
             for _ in range(blocks)
             for word in range(words)
             for row in range(rows)
@@ -64,7 +64,9 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         job = self.jobs.payload
-        rows, words, activation = (Signal(COUNT_BITS, name=name, reset_less=True) for name in ("rows", "words", "base"))
+        rows, words, activation, pitch = (
+            Signal(COUNT_BITS, name=name, reset_less=True) for name in ("rows", "words", "base", "pitch")
+        )
         rows_left, words_left, blocks_left = (
             Signal(COUNT_BITS, name=name, reset_less=True) for name in ("rows_left", "words_left", "blocks_left")
         )
@@ -117,6 +119,7 @@ class Sequencer(wiring.Component):
                 rows.eq(job.rows),
                 words.eq(job.words),
                 activation.eq(job.activation),
+                pitch.eq(job.pitch),
                 rows_left.eq(job.rows),
                 words_left.eq(job.words),
                 blocks_left.eq(job.blocks),
@@ -135,7 +138,7 @@ class Sequencer(wiring.Component):
                 first_row.eq(last_row),
                 last_row.eq(Mux(last_row, one_row, rows_left == 2)),
                 rows_left.eq(Mux(last_row, rows, rows_left - 1)),
-                address.eq(address + words),
+                address.eq(address + pitch),
             ]
             with m.If(last_row):
                 m.d.sync += [

@@ -1,4 +1,4 @@
-"""The array's door for weights: takes the weight stream apart into column parameters and tiles."""
+"""The weight stream: reads it from memory, and takes it apart into column parameters and tiles."""
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
@@ -7,14 +7,78 @@ from amaranth.lib.wiring import In, Out
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 
-from .jobs import COUNT_BITS, LOADER_LAYOUT
+from .jobs import COUNT_BITS, LOADER_LAYOUT, stream_layout, transfer_layout
+from .semaphores import WAIT_LAYOUT
 
 PARAMETER_SLOTS = 4
 """Blocks whose column parameters are held at a time: read by the output stage while later ones arrive."""
 
 
+class WeightStream(wiring.Component):
+    """Asks for the weight streams of GEMM jobs, as far ahead as their semaphores allow.
+
+    Throughput: a transfer a cycle; two cycles between jobs.
+
+    Members
+    -------
+    jobs : In(stream of stream_layout)
+    wait : Out(WAIT_LAYOUT), grant : In(1); the semaphores taken before a job's first transfer
+    transfers : Out(stream of transfer_layout); to the burst splitter
+    busy : Out(1)
+    """
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "jobs": In(stream.Signature(stream_layout(config))),
+                "wait": Out(WAIT_LAYOUT),
+                "grant": In(1),
+                "transfers": Out(stream.Signature(transfer_layout(config))),
+                "busy": Out(1),
+            }
+        )
+
+    @staticmethod
+    def model(config: HardwareConfig, address: int, *, count: int, stride: int) -> list[int]:
+        """The addresses of a job's transfers."""
+        return [(address + i * stride * config.beat_bytes) % (1 << config.address_bits) for i in range(count)]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        beat_shift = self._config.beat_bytes.bit_length() - 1
+        job = Signal(stream_layout(self._config), reset_less=True)
+        last = Signal(reset_less=True)
+        m.d.comb += [
+            self.wait.mask.eq(self.jobs.payload.wait),
+            self.wait.index.eq(self.jobs.payload.transfer.index),
+            self.transfers.payload.eq(job.transfer),
+        ]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [
+                    self.wait.request.eq(self.jobs.valid),
+                    self.busy.eq(self.jobs.valid),
+                    self.jobs.ready.eq(self.grant),
+                ]
+                m.d.sync += [job.eq(self.jobs.payload), last.eq(self.jobs.payload.count == 1)]
+                with m.If(self.grant):
+                    m.next = "REQUEST"
+            with m.State("REQUEST"):
+                m.d.comb += [self.busy.eq(1), self.transfers.valid.eq(1)]
+                with m.If(self.transfers.ready):
+                    m.d.sync += [
+                        job.transfer.address.eq(job.transfer.address + (job.stride << beat_shift)),
+                        job.count.eq(job.count - 1),
+                        last.eq(job.count == 2),
+                    ]
+                    with m.If(last):
+                        m.next = "IDLE"
+        return m
+
+
 class WeightLoader(wiring.Component):
-    """Feeds weight beats to the array and column parameters to the output stage.
+    """The array's door for weights: feeds weight beats to the array and column parameters to the output stage.
 
     A tile's first beat goes to the array in the cycle in which the first row of the tile before is issued
     (``take``), so with one activation row a beat is taken in every cycle.

@@ -8,7 +8,7 @@ from cycles import Block, bench_config, noise, packed, pauses, receive, send
 from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
 from lepton_hw.layout import pack_activations, row_beats
 from lepton_hw.numerics import QuantizedRows
-from lepton_rtl.activations import ActivationBuffer, LoadUnit
+from lepton_rtl.activations import LOAD_BEATS, ActivationBuffer, LoadUnit
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
@@ -61,7 +61,8 @@ async def buffer_keeps_what_is_written(dut) -> None:
 @cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2])
 async def rows_load_as_the_model_says(dut, seed: int) -> None:
-    """Jobs of one to many rows and words, of several header groups; semaphores given when all is written."""
+    """Jobs of one to many rows and words, of several header groups, and words for the vector memory among them;
+    semaphores given when all is written."""
     rng = np.random.default_rng(seed)
     config = bench_config()
     component = blocks(config)["load"]
@@ -72,8 +73,23 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
 
     shapes = [(1, 1), (3, 1), (2, 7), (1, GROUP_WORDS - 1), (2, GROUP_WORDS), (3, GROUP_WORDS + 1)]
     shapes += [(1, 2 * GROUP_WORDS), (2, 2 * GROUP_WORDS + 3), (5, 2), (1, 1)]
-    jobs, streams, writes, scales = [], [], [], []
-    for number, (rows, words) in enumerate(shapes):
+    jobs, streams, writes, scales, fetches = [], [], [], [], []
+    fetch_shape = block.fetch.payload.shape
+
+    def fetch(words: int) -> None:
+        target = int(rng.integers(0, config.vector_words - words + 1))
+        beats = [noise(rng, block.beat.width) for _ in range(words)]
+        transfer = {"address": noise(rng, config.address_bits), "beats": words, "index": 50 + len(jobs)}
+        job = {"transfer": transfer, "fetch": 1, "words": words, "target": target, "rows": noise(rng, 16)}
+        jobs.append(job | {"wait": noise(rng, 8), "signal": int(rng.integers(1, 256))})
+        streams.append(beats)
+        fetches.extend(
+            fetch_shape.const({"address": target + i, "data": beat}).as_bits() for i, beat in enumerate(beats)
+        )
+
+    for rows, words in shapes:
+        if rng.integers(0, 2):
+            fetch(int(rng.choice([1, 2, 30, LOAD_BEATS + 40])))
         activation = int(rng.integers(0, config.activation_words - rows * words + 1))
         row = int(rng.integers(0, config.scale_rows - rows + 1))
         quantized = QuantizedRows(
@@ -82,10 +98,14 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
             rng.standard_normal(rows).astype(np.float32),
         )
         stream = pack_activations(config, quantized)
-        transfer = {"address": noise(rng, config.address_bits), "beats": rows * row_beats(words), "index": 50 + number}
+        transfer = {
+            "address": noise(rng, config.address_bits),
+            "beats": rows * row_beats(words),
+            "index": 50 + len(jobs),
+        }
         mask = int(rng.integers(0, 256))
         jobs.append(
-            {"transfer": transfer, "rows": rows, "words": words, "activation": activation, "row": row}
+            {"transfer": transfer, "fetch": 0, "rows": rows, "words": words, "target": activation, "row": row}
             | {"wait": mask, "signal": 255 - mask}
         )
         streams.append([packed(beat) for beat in stream.reshape(-1, size)])
@@ -96,7 +116,10 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
         ]
         scales += [(row + i, int(eighth)) for i, eighth in enumerate(eighths)]
 
+    fetch(1)
     cocotb.start_soon(send(block, block.jobs, jobs, rng))
+    fetched: list[int] = []
+    cocotb.start_soon(receive(block, block.fetch, fetched, rng))
     requests: list[int] = []
     cocotb.start_soon(receive(block, block.transfers, requests, rng))
     granted: list[tuple[int, int]] = []
@@ -119,28 +142,33 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
             while len(requests) <= number:
                 await block.drive()
             for beat in stream:
-                while pause():
+                while pause() or sent[0] - released[0] == LOAD_BEATS:
                     block.beat.drive(noise(rng, block.beat.width))
                     await block.drive()
                 block.beat.drive(beat)
                 block.beat_valid.drive(1)
                 await block.drive()
                 block.beat_valid.drive(0)
+                sent[0] += 1
 
+    sent, released = [0], [0]
     cocotb.start_soon(grant())
     cocotb.start_soon(answer())
     written, scaled, signals = [], [], []
     expected_signals = [(job["signal"], job["transfer"]["index"]) for job in jobs if job["signal"]]
-    job_ends = np.cumsum([job["rows"] * job["words"] for job in jobs if job["signal"]])
+    job_ends = np.cumsum([job["words"] * (1 if job["fetch"] else job["rows"]) for job in jobs])
+    job_ends = [end for job, end in zip(jobs, job_ends, strict=True) if job["signal"]]
     for _ in range(20_000):
         await block.settle()
         signal = block.signal.fields()
         if signal.mask:
             signals.append((signal.mask, signal.index))
-            assert len(written) >= job_ends[len(signals) - 1], "semaphores were given before the last word was written"
+            done = len(written) + len(fetched)
+            assert done >= job_ends[len(signals) - 1], "semaphores were given before the last word was written"
         if block.write.sample():
             written.append((block.write_address.sample(), block.write_word.sample()))
             assert block.busy.sample()
+        released[0] += block.released.sample()
         if block.scale_write.sample():
             scaled.append((block.scale_write_row.sample(), block.scale_write_data.sample()))
         await block.drive()
@@ -148,6 +176,8 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
             break
     assert written == writes
     assert scaled == scales
+    assert fetched == fetches
+    assert released[0] == sent[0] == sum(map(len, streams))
     assert signals == expected_signals
     assert granted == [(job["wait"], job["transfer"]["index"]) for job in jobs]
     assert requests == [block.transfers.payload.shape.const(job["transfer"]).as_bits() for job in jobs]

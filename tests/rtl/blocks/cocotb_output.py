@@ -76,13 +76,17 @@ class Surroundings:
         self.beats: list[int] = []
         self.times: list[int] = []
         """The result stream, and the cycle in which each beat left."""
+        self.placed: list[int] = []
+        """Address and data of the words for the vector memory, in bits."""
         self.signals: list[tuple[int, int, int]] = []
         """Mask, index, and how many beats had left."""
+        self.completes: list[tuple[int, int, int]] = []
+        """Likewise, when rows were in the vector memory."""
 
     async def run(self, total: int, *, storing: bool = True, cycles: int = 40_000, busy: bool = False) -> None:
         """Until ``total`` beats have left and the stage is idle; without pauses if ``busy``."""
         block, rng = self.block, self._rng
-        writing, loading, taking = ((lambda: False) if busy else pauses(rng) for _ in range(3))
+        writing, loading, taking, placing = ((lambda: False) if busy else pauses(rng) for _ in range(4))
         memory = [0] * self._config.accumulator_rows
         written = popped = loaded = stored = blocks_used = 0
         results, scale_row = deque([0] * RESULT_LATENCY), 0
@@ -112,6 +116,8 @@ class Surroundings:
             block.parameter.drive(beat)
             store = storing and stored < len(self.beats) and not taking()
             block.stored.drive(int(store))
+            place = not placing()
+            block.rows.ready.drive(int(place))
             await block.settle()
             written, loaded, stored = written + write, loaded + load, stored + store
             popped += block.popped.sample()
@@ -120,14 +126,18 @@ class Surroundings:
                 self.beats.append(block.beats.payload.sample())
                 self.times.append(cycle)
                 assert len(self.beats) - stored <= STORE_BEATS
-            signal = block.signal.fields()
-            if signal.mask:
-                self.signals.append((signal.mask, signal.index, len(self.beats)))
+            if place and block.rows.valid.sample():
+                self.placed.append(block.rows.payload.sample())
+                self.times.append(cycle)
+            for port, given in ((block.signal, self.signals), (block.complete, self.completes)):
+                signal = port.fields()
+                if signal.mask:
+                    given.append((signal.mask, signal.index, len(self.beats) + len(self.placed)))
             results.append(memory[block.result_row.sample()])
             scale_row = block.scale_row.sample()
             idle = not block.busy.sample()
             await block.drive()
-            if idle and len(self.beats) >= total:
+            if idle and len(self.beats) + len(self.placed) >= total:
                 return
 
 
@@ -156,27 +166,64 @@ def add_job(
 @cocotb.test(timeout_time=50, timeout_unit="us")
 @cocotb.parametrize(seed=[1, 2])
 async def stream_equals_the_model(dut, seed: int) -> None:
-    """Raw and scaled jobs, with and without bias, with pauses everywhere; semaphores after the last beat of a job."""
+    """Raw and scaled jobs, with and without bias, to memory and to the vector memory, with pauses everywhere;
+    semaphores after the last beat of a job."""
     rng = np.random.default_rng(seed)
     config = bench_config()
     block = Block(dut, "output", blocks(config)["output"])
     await block.reset()
     around = Surroundings(block, config, rng)
-    jobs, expected, ends, slot = [], [], [], 0
-    kinds = [(1, 1), (1, 0), (0, 0), (1, 1), (1, 0), (0, 0), (1, 0), (1, 1)]
-    for number, (scaled, bias) in enumerate(kinds):
+    jobs, expected, placed, ends, slot = [], [], [], [], 0
+    kinds = [(1, 1, 0), (1, 0, 1), (0, 0, 0), (1, 1, 1), (1, 0, 1), (1, 0, 0), (0, 0, 0), (1, 0, 0), (1, 1, 1)]
+    kinds += [(1, 0, 0)]
+    for number, (scaled, bias, to_vector) in enumerate(kinds):
         rows = int(rng.choice([1, 2, 5, 12]))
         job = {"rows": rows, "blocks": int(rng.integers(1, 7)), "row": int(rng.integers(0, config.scale_rows - rows))}
         job |= {"scaled": scaled, "bias": bias, "signal": int(rng.integers(1, 256)), "index": 30 + number}
+        pitch = int(rng.integers(0, 60))
+        room = config.vector_words - (rows - 1) * pitch - PARAMETER_BEATS * job["blocks"]
+        job |= {"to_vector": to_vector, "target": int(rng.integers(0, room + 1)), "target_pitch": pitch}
+        job["complete"] = int(rng.integers(1, 256))
         jobs.append(job)
-        expected += add_job(around, config, rng, job, slot)
-        ends.append(len(expected))
+        beats = add_job(around, config, rng, job, slot)
+        if to_vector:
+            names = ("rows", "blocks", "target", "target_pitch")
+            addresses = OutputStage.addresses(**{name: job[name] for name in names})
+            shape = block.rows.payload.shape
+            for address, beat in zip(addresses, beats, strict=True):
+                placed.append(shape.const({"address": address, "data": beat}).as_bits())
+        else:
+            expected += beats
+        ends.append(len(expected) + len(placed))
         slot += job["blocks"] * scaled
     cocotb.start_soon(send(block, block.jobs, jobs, rng))
-    await around.run(len(expected))
+    await around.run(len(expected) + len(placed))
     assert around.beats == expected
+    assert around.placed == placed
     assert [signal[:2] for signal in around.signals] == [(job["signal"], job["index"]) for job in jobs]
     assert all(left >= end for (_, _, left), end in zip(around.signals, ends, strict=True))
+    to_rows = [(job, end) for job, end in zip(jobs, ends, strict=True) if job["to_vector"]]
+    assert [signal[:2] for signal in around.completes] == [(job["complete"], job["index"]) for job, _ in to_rows]
+    assert all(left >= end for (_, _, left), (_, end) in zip(around.completes, to_rows, strict=True))
+
+
+@cocotb.test(timeout_time=50, timeout_unit="us")
+async def a_beat_a_cycle_to_the_vector_memory(dut) -> None:
+    """Rows reach the vector memory without a gap."""
+    rng = np.random.default_rng(12)
+    config = bench_config()
+    block = Block(dut, "output", blocks(config)["output"])
+    await block.reset()
+    around = Surroundings(block, config, rng)
+    job = {"rows": 40, "blocks": 2, "row": 0, "scaled": 1, "bias": 1, "signal": 1, "index": 1}
+    expected = add_job(around, config, rng, job, 0)
+    block.jobs.payload.drive(job | {"to_vector": 1, "target": 0, "target_pitch": 8, "complete": 1})
+    block.jobs.valid.drive(1)
+    await block.drive()
+    block.jobs.valid.drive(0)
+    await around.run(len(expected), busy=True)
+    assert len(around.placed) == len(expected)
+    assert around.times == list(range(around.times[0], around.times[0] + len(expected)))
 
 
 @cocotb.test(timeout_time=50, timeout_unit="us")

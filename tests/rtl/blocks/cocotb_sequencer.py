@@ -17,11 +17,13 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
 def random_job(config: HardwareConfig, rng: np.random.Generator, index: int) -> dict[str, int]:
     """A small job."""
     rows, words = int(rng.choice([1, 1, 2, 3, 8, 17])), int(rng.choice([1, 1, 2, 5]))
+    pitch = int(rng.choice([words, words + rng.integers(1, 20)]))
     return {
         "rows": rows,
         "words": words,
         "blocks": int(rng.integers(1, 5)),
-        "activation": int(rng.integers(0, config.activation_words - rows * words + 1)),
+        "activation": int(rng.integers(0, config.activation_words - rows * pitch + 1)),
+        "pitch": pitch,
         "wait": int(rng.integers(0, 256)),
         "index": index,
     }
@@ -40,7 +42,7 @@ async def issues_equal_the_model(dut, seed: int) -> None:
     issues = [
         issue
         for job in jobs
-        for issue in component.model(**{name: job[name] for name in ("rows", "words", "blocks", "activation")})
+        for issue in component.model(**{name: job[name] for name in ("rows", "words", "blocks", "activation", "pitch")})
     ]
     cocotb.start_soon(send(block, block.jobs, jobs, rng))
     loading, popping, granting = pauses(rng), pauses(rng), pauses(rng)
@@ -104,7 +106,9 @@ async def a_row_every_cycle_until_there_is_no_room(dut) -> None:
     await block.reset()
     rows = config.accumulator_rows
     block.loaded.drive(1)
-    block.jobs.payload.drive({"rows": rows, "words": 2, "blocks": 2, "activation": 0, "wait": 0, "index": 0})
+    block.jobs.payload.drive(
+        {"rows": rows, "words": 2, "blocks": 2, "activation": 0, "pitch": 2, "wait": 0, "index": 0}
+    )
     block.jobs.valid.drive(1)
     block.grant.drive(1)
     await block.drive()

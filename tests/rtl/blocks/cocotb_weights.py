@@ -1,18 +1,60 @@
-"""Bench of the weight loader."""
+"""Bench of the weight stream and the weight loader."""
 
 import cocotb
 import numpy as np
 from amaranth.lib import wiring
-from cycles import Block, bench_config, noise, pauses, send
+from cycles import Block, bench_config, noise, pauses, receive, send
 
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
-from lepton_rtl.weights import PARAMETER_SLOTS, WeightLoader
+from lepton_rtl.weights import PARAMETER_SLOTS, WeightLoader, WeightStream
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     """The blocks of this bench, by name."""
-    return {"weight_loader": WeightLoader(config)}
+    return {"weight_stream": WeightStream(config), "weight_loader": WeightLoader(config)}
+
+
+@cocotb.test(timeout_time=50, timeout_unit="us")
+@cocotb.parametrize(seed=[1, 2])
+async def streams_are_asked_for_block_by_block(dut, seed: int) -> None:
+    """Every transfer of every job in order, none before the job's semaphores were taken."""
+    rng = np.random.default_rng(seed)
+    config = bench_config()
+    component = blocks(config)["weight_stream"]
+    block = Block(dut, "weight_stream", component)
+    await block.reset()
+    jobs, expected, counts = [], [], []
+    for number in range(30):
+        transfer = {"address": noise(rng, config.address_bits), "beats": noise(rng, 32), "index": 40 + number}
+        count, stride = int(rng.choice([1, 1, 2, 9])), int(rng.choice([0, 1, noise(rng, 32)]))
+        jobs.append({"transfer": transfer, "count": count, "stride": stride, "wait": noise(rng, 8)})
+        addresses = component.model(config, transfer["address"], count=count, stride=stride)
+        shape = block.transfers.payload.shape
+        expected += [shape.const(transfer | {"address": address}).as_bits() for address in addresses]
+        counts.append(len(expected))
+    cocotb.start_soon(send(block, block.jobs, jobs, rng))
+    found: list[int] = []
+    cocotb.start_soon(receive(block, block.transfers, found, rng))
+    granting = pauses(rng)
+    granted: list[tuple[int, int]] = []
+    grant = False
+    while len(found) < len(expected):
+        block.grant.drive(int(grant))
+        await block.settle()
+        wait = block.wait.fields()
+        if grant:
+            assert wait.request
+            granted.append((wait.mask, wait.index))
+        assert not found or counts[len(granted) - 1] >= len(found)
+        assert block.busy.sample() or not (block.transfers.valid.sample() or block.jobs.valid.sample())
+        grant = bool(wait.request) and not grant and not granting()
+        await block.drive()
+    assert found == expected
+    assert granted == [(job["wait"], job["transfer"]["index"]) for job in jobs]
+    await block.drive()
+    await block.settle()
+    assert not block.busy.sample()
 
 
 @cocotb.test(timeout_time=50, timeout_unit="us")

@@ -58,6 +58,7 @@ class Block(SimpleNamespace):
         super().__init__()
         self._clock = dut.clk
         self._reset = dut.rst
+        self._running = False
         self._inputs: list[Port] = []
         for path, member, value in component.signature.flatten(component):
             port = Port(getattr(dut, "__".join(map(str, (name, *path)))), value.shape())
@@ -69,8 +70,10 @@ class Block(SimpleNamespace):
             _member(owner, path[-1], port)
 
     async def reset(self) -> None:
-        """Start the clock, with every input zero, and reset. Returns when inputs may be driven."""
-        cocotb.start_soon(Clock(self._clock, 2, "ns").start(start_high=False))
+        """Start the clock, if it does not run, and reset with every input zero. Returns when inputs may be driven."""
+        if not self._running:
+            cocotb.start_soon(Clock(self._clock, 2, "ns").start(start_high=False))
+            self._running = True
         for port in self._inputs:
             port.drive(0)
         self._reset.value = 1
