@@ -26,15 +26,18 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(params=["linears", "layers"])
 def load(
-    make_model: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+    request: pytest.FixtureRequest,
+    make_model: Callable[[str], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> Iterator[Callable[..., Any]]:
-    """A function (kind, device) → loaded random model; all are closed at the end."""
+    """A function (kind, device) → loaded random model, Linear by Linear or whole layers; all are closed at the end."""
     loaded = []
+    layers = request.param == "layers"
 
     def load(kind: str, device: str) -> lai.LeptonModel:
-        loaded.append(lai.load_model(make_model(kind), device, cost=ALWAYS, tokenizer=tokenizer))
+        loaded.append(lai.load_model(make_model(kind), device, cost=ALWAYS, layers=layers, tokenizer=tokenizer))
         return loaded[-1]
 
     yield load
@@ -118,9 +121,11 @@ def test_stream_can_be_left(load: Callable[..., lai.LeptonModel]) -> None:
 def test_stream_hands_on_errors(load: Callable[..., lai.LeptonModel]) -> None:
     model = load("llama", "emulator")
     with torch.no_grad():
-        model.module.model.norm.weight[3] = torch.nan  # type: ignore[union-attr, index, operator]
+        model.module.get_input_embeddings().weight[6] = torch.nan  # type: ignore[union-attr, index, operator]
     stream = model.generate("w5 w6", 4, stream=True)
-    with pytest.raises(FormatError, match=r"^module 'lm_head': activations: must be finite, but \[0, 3\] is nan; "):
+    # Linear by Linear it is the first layer that notices.
+    message = r"^(module '.*q_proj.*': activations|logits): must be finite, but (\[1, 0\] is nan|are not); "
+    with pytest.raises(FormatError, match=message):
         list(stream)
 
 

@@ -36,8 +36,9 @@ def tokens(model: lai.LeptonModel, prompt: str, count: int) -> Any:
 
 def test_a_few_tokens(reference: lai.LeptonModel, emulator: lai.LeptonModel) -> None:
     report = emulator.explain()
-    assert len(report.offloaded) == 7 * 30 + 1
-    assert report.offloaded_mac_fraction > 0.99
+    linears = [placement for placement in report.offloaded if placement.kind == "Linear"]
+    assert len(linears) == 7 * 30 + 1
+    assert report.offloaded_mac_fraction == 1
     first, second = (tokens(model, PROMPTS[0], 4) for model in (reference, emulator))
     assert first == second
     assert emulator.tokenizer is not None

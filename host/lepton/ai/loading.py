@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from lepton.errors import InputError
-from lepton.executors import open_executor
+from lepton.executors import Executor, open_executor
 from lepton.integrations.transformers import METHOD, quantize_
+from lepton.layers import compile_layers
 from lepton.models import SourceError, resolve
 from lepton.partition import CostModel
 from lepton.partition.trace import Inputs
-from lepton_hw.config import get_config
+from lepton_hw.config import HardwareConfig, get_config
 
 from .model import LeptonModel
 
@@ -36,6 +37,9 @@ def load_model(
     skip: Iterable[str] = (),
     inputs: Inputs | None = None,
     cost: CostModel | None = None,
+    layers: bool = True,
+    context: int | None = None,
+    sequences: int | None = None,
     memory_bytes: int | None = None,
     timeout: float = 60.0,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -61,6 +65,12 @@ def load_model(
         Example inputs, for modules that are not from transformers: without them no layers are fused.
     cost
         Decides which layers are worth offloading.
+    layers
+        Run whole layers on the device, attention and caches with them, if the model is of a kind that allows it:
+        one command list a step. Otherwise, and with ``skip``, ``inputs`` or another ``host_device``, Linear layers are
+        offloaded one by one.
+    context, sequences
+        With whole layers: most tokens of a sequence, and how many sequences have a cache.
     memory_bytes
         Size of the device memory.
     timeout
@@ -82,13 +92,23 @@ def load_model(
             folder = resolve(source)
             module, tokenizer = _load_folder(folder, config)
         nn.Module.to(module, host).eval()
-        if executor is not None:
+        skip = tuple(skip)
+        whole = layers and not skip and inputs is None and host.type == "cpu"
+        if executor is not None and not (whole and _compiled(module, executor, hardware, context, sequences)):
             quantize_(module, executor, config=hardware.name, strict=strict, skip=skip, inputs=inputs, cost=cost)
     except BaseException:
         if executor is not None:
             executor.close()
         raise
     return LeptonModel(module, tokenizer, executor)
+
+
+def _compiled(
+    module: nn.Module, executor: Executor, hardware: HardwareConfig, context: int | None, sequences: int | None
+) -> bool:
+    """Try to run whole layers; if they cannot, the model's report will say why."""
+    outcome = compile_layers(module, executor, hardware, context=context, sequences=sequences)
+    return not isinstance(outcome, str)
 
 
 def _host_device(name: str) -> torch.device:

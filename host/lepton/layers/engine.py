@@ -18,6 +18,15 @@ CONTEXTS = (256, 1024, 4096, 16384)
 """Most tokens of a sequence that lists are compiled for: a longer context needs more room on chip for its scores."""
 
 
+def check_length(tokens: int, context: int) -> None:
+    """Raise :class:`InputError` if a sequence of ``tokens`` is longer than ``context``."""
+    if tokens > context:
+        raise InputError(
+            f"sequence: must have at most {context} tokens with the new ones, not {tokens}; shorten it, or load the "
+            f"model with a longer context"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Program:
     commands: int
@@ -69,7 +78,7 @@ class DecoderEngine:
         ``cosines`` and ``sines`` are [T, head size / 2]. Logits [T, vocabulary], or [1, vocabulary] of the last.
         Raises :class:`InputError` for more tokens than the context.
         """
-        self._check_length(position + len(x))
+        check_length(position + len(x), self.context)
         results = []
         begin = 0
         while begin < len(x):
@@ -83,7 +92,7 @@ class DecoderEngine:
 
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
         """One token for each of several sequences: logits [B, vocabulary] of tokens [B, hidden] at ``positions``."""
-        self._check_length(max(positions) + 1)
+        check_length(max(positions) + 1, self.context)
         return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions], False)
 
     def counters(self) -> Counters:
@@ -97,13 +106,6 @@ class DecoderEngine:
         self._programs.clear()
         for buffer in (self._weights, self._caches, self._inputs, self._results):
             self.device.free(buffer)
-
-    def _check_length(self, tokens: int) -> None:
-        if tokens > self.context:
-            raise InputError(
-                f"sequence: must have at most {self.context} tokens with the new ones, not {tokens}; shorten it, or "
-                f"load the model with a longer context"
-            )
 
     def _run(
         self,

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lepton_hw.numerics import F32
 
-from ..errors import InputError
+from ..errors import FormatError, InputError
 from .recognize import Recognized
 
 
@@ -88,6 +88,11 @@ class DecoderForward:
             keep = min(logits_to_keep, new)
         with self._lock:
             logits = self._compute(ids, valid, past, keep)
+        if not logits.isfinite().all():
+            raise FormatError(
+                "logits: must be finite, but are not; the model's weights or the embeddings of these tokens hold NaN, "
+                "infinity or too large values"
+            )
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
         loss = None

@@ -1,5 +1,7 @@
 """Decoder steps in plain integer and float32 arithmetic, without command lists, layouts or a device."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -19,10 +21,11 @@ from lepton_hw.numerics import (
 )
 
 from ..executors import LinearHandle, ReferenceExecutor
+from .engine import check_length
 from .spec import Attention, DecoderSpec, Linear, Mlp
 
 
-class Sequence:
+class KeyValues:
     """Keys and values of one sequence."""
 
     def __init__(self, spec: DecoderSpec) -> None:
@@ -39,23 +42,43 @@ class Sequence:
                 np.concatenate([cache[layer][1], scale], axis=1),
             )
 
+    def truncate(self, tokens: int) -> None:
+        """Keep the first ``tokens`` tokens."""
+        for cache in (self.keys, self.values):
+            cache[:] = [(mantissa[:, :tokens], scale[:, :tokens]) for mantissa, scale in cache]
 
-class ReferenceDecoder:
-    """What a decoder computes, defined operation by operation."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
+class ReferenceEngine:
+    """A :class:`~lepton.layers.DecoderEngine` without a device: what a decoder computes, operation by operation."""
+
+    def __init__(self, spec: DecoderSpec, *, context: int, slots: int = 1) -> None:
         self.spec = spec
+        self.context, self.slots = context, slots
+        self._sequences = [KeyValues(spec) for _ in range(slots)]
         self._executor = ReferenceExecutor()
         self._handles: dict[int, LinearHandle] = {}
 
-    def step(self, x: F32, cosines: F32, sines: F32, sequence: Sequence) -> F32:
-        """Logits [vocabulary] of the last of new tokens ``x`` [T, hidden] with ``cosines`` and ``sines``
-        [T, head size / 2] of their positions."""
+    def prefill(
+        self, x: F32, cosines: F32, sines: F32, *, slot: int = 0, position: int = 0, all_logits: bool = False
+    ) -> F32:
+        """As that of :class:`~lepton.layers.DecoderEngine`."""
+        check_length(position + len(x), self.context)
+        sequence = self._sequences[slot]
+        sequence.truncate(position)
         for index, layer in enumerate(self.spec.layers):
             normed = self._normalize(x, layer.attention_norm)
             x = float_add(self._attention(index, layer.attention, normed, cosines, sines, sequence), x)
             x = float_add(self._mlp(layer.mlp, self._normalize(x, layer.mlp_norm)), x)
-        return self._linear(self.spec.head, self._normalize(x[-1:], self.spec.norm))[0]
+        return self._linear(self.spec.head, self._normalize(x if all_logits else x[-1:], self.spec.norm))
+
+    def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
+        """As that of :class:`~lepton.layers.DecoderEngine`."""
+        rows = zip(slots, positions, x[:, None], cosines[:, None], sines[:, None], strict=True)
+        return np.concatenate([self.prefill(*row, slot=slot, position=position) for slot, position, *row in rows])
+
+    def close(self) -> None:
+        """Forget all sequences."""
+        self._sequences.clear()
 
     def _linear(self, linear: Linear, x: F32) -> F32:
         key = id(linear)
@@ -69,7 +92,9 @@ class ReferenceDecoder:
         factor = rsqrt(float_add(mean, np.float32(self.spec.epsilon)))
         return float_multiply(float_multiply(x, factor[:, None]), weight)
 
-    def _attention(self, index: int, attention: Attention, x: F32, cosines: F32, sines: F32, sequence: Sequence) -> F32:
+    def _attention(
+        self, index: int, attention: Attention, x: F32, cosines: F32, sines: F32, sequence: KeyValues
+    ) -> F32:
         spec = self.spec
         qkv = self._linear(attention.qkv, x).reshape(len(x), -1, spec.head_size)
         rotated, values = np.split(qkv, [spec.heads + spec.key_heads], axis=1)

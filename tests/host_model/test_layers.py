@@ -1,0 +1,162 @@
+"""Whole decoder layers: identical to the reference, each sequence as if it were alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+import lepton.ai as lai
+from lepton.errors import InputError
+from lepton.layers.recognize import recognize
+from lepton.partition.cost import ALWAYS
+from lepton_hw.config import CONFIGS
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+    "max_position_embeddings": 400,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def qwen2() -> PreTrainedModel:
+    model = Qwen2ForCausalLM(Qwen2Config(**SMALL))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "one-key-head": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 1})),
+    "head-128": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, head_dim=128)),
+    "scaled-rotary": lambda: LlamaForCausalLM(
+        LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0})
+    ),
+    "qwen2": qwen2,
+}
+
+
+def build(kind: str) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return MODELS[kind]().eval()
+
+
+def ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 200, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def load() -> Iterator[Callable[..., lai.LeptonModel]]:
+    loaded = []
+
+    def load(kind: str, device: str, **options: Any) -> lai.LeptonModel:
+        loaded.append(lai.load_model(build(kind), device, **options))
+        return loaded[-1]
+
+    yield load
+    for model in loaded:
+        model.close()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("config", ["nano", "sim"])
+def test_logits_equal_the_reference(load: Callable[..., lai.LeptonModel], kind: str, config: str) -> None:
+    """All logits of a prompt in several row blocks, and of tokens after it; like those of the float model."""
+    prompt = ids(1, 37)
+    exact = build(kind)(input_ids=prompt).logits
+    found = [load(kind, device, config=config).forward(input_ids=prompt) for device in ("reference", "emulator")]
+    assert torch.equal(found[0].logits, found[1].logits)
+    assert torch.cosine_similarity(found[0].logits, exact, dim=-1).mean() > 0.99
+
+
+def test_a_wider_array(load: Callable[..., lai.LeptonModel]) -> None:
+    """R = 32 and 64 give the same bits."""
+    prompt = ids(1, 19)
+    found = [load("head-128", "emulator", config=name).forward(input_ids=prompt).logits for name in CONFIGS]
+    for logits in found[1:]:
+        assert torch.equal(logits, found[0])
+
+
+def test_a_long_context(load: Callable[..., lai.LeptonModel]) -> None:
+    """Over the bounds of the lists that are compiled for a context, to the last position of the model."""
+    prompt = ids(1, 395)
+    found = [load("llama", device).generate(prompt, 5, do_sample=False) for device in ("reference", "emulator")]
+    assert torch.equal(*found)
+    assert found[0].shape[1] == 400
+    with pytest.raises(InputError, match="must be at most 400 together, not 395 and 6"):
+        load("llama", "emulator").generate(prompt, 6)
+    with pytest.raises(InputError, match="must have at most 256 tokens with the new ones, not 395; shorten it"):
+        load("llama", "emulator", context=256).forward(input_ids=prompt)
+
+
+def test_a_batch_equals_each_sequence_alone(load: Callable[..., lai.LeptonModel]) -> None:
+    """Unequal lengths, padding on the left, early stops."""
+    model = load("llama", "emulator")
+    prompts = [ids(1, length, seed=length) for length in (3, 17, 30, 8)]
+    longest = max(prompt.shape[1] for prompt in prompts)
+    padded = torch.cat([torch.nn.functional.pad(prompt, (longest - prompt.shape[1], 0)) for prompt in prompts])
+    together = model.generate(padded, 12, do_sample=False, attention_mask=(padded != 0).long())
+    lengths = set()
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = model.generate(prompt, 12, do_sample=False, attention_mask=torch.ones_like(prompt))[0]
+        new = row[longest:]
+        stop = (new == 2).nonzero()
+        new = new[: int(stop[0]) + 1] if len(stop) else new
+        lengths.add(len(new))
+        assert torch.equal(new, alone[prompt.shape[1] :])
+
+
+def test_a_prompt_that_begins_like_an_earlier_one(load: Callable[..., lai.LeptonModel]) -> None:
+    model, fresh = load("llama", "emulator"), load("llama", "emulator")
+    prompt = ids(1, 40)
+    model.generate(prompt, 4, do_sample=False)
+    other = torch.cat([prompt[:, :25], ids(1, 6, seed=9)], dim=1)
+    assert torch.equal(model.generate(other, 6, do_sample=False), fresh.generate(other, 6, do_sample=False))
+
+
+def test_too_many_sequences(load: Callable[..., lai.LeptonModel]) -> None:
+    model = load("llama", "emulator", sequences=2)
+    with pytest.raises(InputError, match="batch: must have at most 2 sequences, not 3; split it"):
+        model.forward(input_ids=ids(3, 4))
+
+
+def test_explain(load: Callable[..., lai.LeptonModel]) -> None:
+    report = load("llama", "emulator").explain()
+    assert report.offloaded_mac_fraction == 1
+    assert {p.module for p in report.placements if p.reason} == {"model.embed_tokens"}
+
+
+class _Other(LlamaForCausalLM):
+    """A decoder that computes something else with the same modules."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().forward(*args, **kwargs)
+        result.logits = torch.tanh(result.logits)
+        return result
+
+
+def test_what_is_not_recognized(make_model: Callable[[str], PreTrainedModel]) -> None:
+    assert recognize(make_model("gpt2")) == "it has no list of layers with a norm behind it"
+    assert recognize(torch.nn.Linear(2, 2)) == "it is not a language model of transformers"
+    reason = recognize(_Other(LlamaConfig(**SMALL)).eval())
+    assert isinstance(reason, str)
+    assert "its logits differ by" in reason
+
+
+def test_what_does_not_fit_runs_linear_by_linear() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL | {"intermediate_size": 200})).eval()
+    with lai.load_model(model, "emulator", cost=ALWAYS) as loaded:
+        assert loaded.explain().offloaded_mac_fraction < 1
+        assert loaded.generate(ids(1, 5), 3, do_sample=False).shape[1] <= 8
