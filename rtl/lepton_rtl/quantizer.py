@@ -134,9 +134,9 @@ class Quantizer(wiring.Component):
 
     @staticmethod
     def model(x: F32, largest: F32, inverse: F32, *, shifted: bool) -> tuple[I8, U8, F32]:
-        """Mantissas [M, K], shifts [M, ceil(K / 32)] and scales [M] of rows [M, K], all finite."""
+        """Mantissas [M, K], shifts [M, ceil(K / 32)] and scales [M] of rows [M, K], all finite, or with NaN as the largest."""
         live = largest >= ROW_FLOOR
-        scale = np.where(live, float_multiply(largest, SCALE_OF_LARGEST), np.float32(0))
+        scale = np.where(live | np.isnan(largest), float_multiply(largest, SCALE_OF_LARGEST), np.float32(0))
         blocks = -(-x.shape[1] // BLOCK)
         padded = np.zeros((len(x), blocks * BLOCK), np.float32)
         padded[:, : x.shape[1]] = np.abs(x)
@@ -232,7 +232,9 @@ class Quantizer(wiring.Component):
                 rounder.live.eq(popped.live),
                 self.y[lane].eq(rounder.y),
             ]
-        scale = delay(m, Mux(popped.live, popped.product[0], 0), Rounder.latency, "scale")
+        # The scale of a row with NaN is NaN, so that it is not lost.
+        lost = popped.product[0][23:31].all()
+        scale = delay(m, Mux(popped.live | lost, popped.product[0], 0), Rounder.latency, "scale")
         m.d.comb += [
             self.shift.eq(delay(m, chosen, Rounder.latency, "shift")),
             self.y_valid.eq(delay(m, pop & ~popped.largest, Rounder.latency, "y_valid", reset_less=False)),

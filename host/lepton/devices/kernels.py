@@ -319,7 +319,13 @@ def _vector(step, contexts, size, vectors, outcome):
 
 @njit("f4(f4)", nogil=True, inline="always")
 def _mantissa(x):
-    return min(max(np.rint(x), -_MANTISSA_MAX), _MANTISSA_MAX)
+    return min(max(np.rint(x), -_MANTISSA_MAX), _MANTISSA_MAX) if x == x else _MANTISSA_MAX
+
+
+@njit("f4(f4)", nogil=True, inline="always")
+def _scale(largest):
+    """NaN is not lost: it makes the scale NaN, if the mantissas are zero."""
+    return ZERO if largest < ROW_FLOOR else flush(largest * SCALE_OF_LARGEST)
 
 
 @njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -352,8 +358,7 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
             inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
             target = (step[Column.ACTIVATION] + row * step[Column.PITCH]) * size
             live = largest >= ROW_FLOOR
-            scale = flush(largest * SCALE_OF_LARGEST) if live else ZERO
-            eighths[step[Column.ROW] + row] = flush(scale * np.float32(0.125))
+            eighths[step[Column.ROW] + row] = flush(_scale(largest) * np.float32(0.125))
             if not live:
                 buffer[target : target + count] = 0
                 continue
@@ -397,7 +402,7 @@ def _append(step, contexts, size, memory, floats, vectors, outcome):
             largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
             inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
             live = largest >= ROW_FLOOR
-            scale = flush(largest * SCALE_OF_LARGEST) if live else ZERO
+            scale = _scale(largest)
             cache = step[Column.CACHE] + j * step[Column.HEAD_STRIDE] * size
             if value:
                 begin = cache + (PARAMETER_BEATS + position) * size
