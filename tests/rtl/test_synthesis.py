@@ -11,22 +11,21 @@ from lepton_hw.config import get_config
 from lepton_rtl import synthesis
 from lepton_rtl.chain import ProductChain
 from lepton_rtl.float32 import FloatMultiply
+from lepton_rtl.functions import FunctionUnit
 from lepton_rtl.generate import component_rtlil, to_verilog
 from lepton_rtl.report import render
-from lepton_rtl.synthesis import ECP5, PARTS, XC7, SynthesisError, measure, read_timing, synthesize
+from lepton_rtl.synthesis import ECP5, PARTS, XC7, SynthesisError, flat_cells, measure, read_timing, synthesize
 
 NETLIST = {
-    "cells": {
-        "engine.array.chain_0_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
-        "$flatten\\engine.\\array.\\chain_7_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
-        "engine.dispatcher.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
-        "engine.words.0.0": {"type": "DP16KD"},
-        "engine.words.0.1": {"type": "DP16KD"},
-        "engine.queue_0.storage.0.0": {"type": "TRELLIS_DPR16X4"},
-        "a": {"type": "LUT4"},
-        "b": {"type": "CCU2C"},
-        "c": {"type": "TRELLIS_FF"},
-    }
+    "engine.array.chain_0_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
+    "$flatten\\engine.\\array.\\chain_7_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
+    "engine.dispatcher.$1_MULT18X18D_P9": {"type": "MULT18X18D"},
+    "engine.words.0.0": {"type": "DP16KD"},
+    "engine.words.0.1": {"type": "DP16KD"},
+    "engine.queue_0.storage.0.0": {"type": "TRELLIS_DPR16X4"},
+    "a": {"type": "LUT4"},
+    "b": {"type": "CCU2C"},
+    "c": {"type": "TRELLIS_FF"},
 }
 
 
@@ -37,11 +36,9 @@ def memory(name: str, words: int, bits: int) -> dict:
 
 
 DESIGN = {
-    "cells": {
-        "1": memory("engine.words", 2048, 16),
-        "2": memory("engine.queue_0.storage", 4, 8),
-        "3": memory("engine.queue_1.storage", 4, 8),
-    }
+    "1": memory("engine.words", 2048, 16),
+    "2": memory("engine.queue_0.storage", 4, 8),
+    "3": memory("engine.queue_1.storage", 4, 8),
 }
 
 
@@ -60,7 +57,8 @@ def report_of(*clocks: str) -> dict:
 
 
 def test_counts_are_those_of_the_netlist() -> None:
-    result = measure(get_config("nano"), "0" * 16, PARTS["nano"], NETLIST, DESIGN)
+    cells = flat_cells({"core": {"cells": NETLIST}}, "core")
+    result = measure(get_config("nano"), "0" * 16, PARTS["nano"], cells, DESIGN)
     assert (result.luts, result.registers, result.dsps, result.block_rams) == (1 + 2 + 6, 1, 3, 2)
     assert (result.array_dsps, result.array_multipliers, result.array_in_dsps) == (2, 64, False)
     assert [(m.name, m.count, m.words, m.bits, m.storage) for m in result.memories] == [
@@ -73,7 +71,7 @@ def test_counts_are_those_of_the_netlist() -> None:
 
 
 def test_a_big_memory_outside_block_ram_is_found() -> None:
-    netlist = {"cells": {"engine.words.0.0": {"type": "TRELLIS_DPR16X4"}}}
+    netlist = {"engine.words.0.0": {"type": "TRELLIS_DPR16X4"}}
     result = measure(get_config("nano"), "0" * 16, PARTS["nano"], netlist, DESIGN)
     assert not result.memories_in_block_ram
     assert "**no**" in render([result], None, {"yosys": "1"})
@@ -96,19 +94,22 @@ def test_two_clocks_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "component", "dsps", "luts"),
+    ("family", "component", "dsps", "block_rams", "luts"),
     [
-        pytest.param(XC7, ProductChain(4), 4, 0, id="chain-xc7"),
-        pytest.param(XC7, FloatMultiply(), 2, None, id="product-xc7"),
-        pytest.param(ECP5, ProductChain(4), 4, None, id="chain-ecp5"),
+        pytest.param(XC7, ProductChain(4), 4, 0, 0, id="chain-xc7"),
+        pytest.param(XC7, FloatMultiply(), 2, 0, None, id="product-xc7"),
+        pytest.param(XC7, FunctionUnit(), 4, 1, None, id="functions-xc7"),
+        pytest.param(ECP5, ProductChain(4), 4, 0, None, id="chain-ecp5"),
+        pytest.param(ECP5, FunctionUnit(), 7, 2, None, id="functions-ecp5"),
     ],
 )
-def test_multipliers_become_dsp_blocks(family, component, dsps, luts, tmp_path: Path) -> None:
+def test_multipliers_and_tables_become_blocks(family, component, dsps, block_rams, luts, tmp_path: Path) -> None:
     source = tmp_path / "unit.v"
     source.write_text(to_verilog(component_rtlil(component, "unit")))
     netlist, _ = synthesize(family, [source], "unit", tmp_path)
-    types = Counter(cell["type"] for cell in netlist["cells"].values())
+    types = Counter(cell["type"] for cell in netlist.values())
     assert sum(types[kind] for kind in family.dsp) == dsps
+    assert sum(types[kind] * blocks for kind, blocks in family.block_ram.items()) == block_rams
     if luts is not None:
         assert sum(types[kind] for kind in family.lut) == luts
 
