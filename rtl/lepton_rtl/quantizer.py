@@ -134,7 +134,7 @@ class Quantizer(wiring.Component):
 
     @staticmethod
     def model(x: F32, largest: F32, inverse: F32, *, shifted: bool) -> tuple[I8, U8, F32]:
-        """Mantissas [M, K], shifts [M, ceil(K / 32)] and scales [M] of rows [M, K], all finite, or with NaN as the largest."""
+        """Mantissas [M, K], shifts [M, ceil(K / 32)] and scales [M] of rows [M, K]; the largest may be NaN."""
         live = largest >= ROW_FLOOR
         scale = np.where(live | np.isnan(largest), float_multiply(largest, SCALE_OF_LARGEST), np.float32(0))
         blocks = -(-x.shape[1] // BLOCK)
