@@ -7,8 +7,23 @@ from collections.abc import Iterable
 from dataclasses import fields
 from enum import Enum
 
-from . import commands, layout, numerics, registers
-from .commands import CHECK_FIELD, FIELDS, HEADER, Address, Field, GemmFlag, Opcode
+from . import commands, functions, layout, numerics, registers
+from .commands import (
+    CHECK_FIELD,
+    FIELDS,
+    HEADER,
+    Address,
+    AppendFlag,
+    Combine,
+    Field,
+    Function,
+    GemmFlag,
+    LengthFlag,
+    Opcode,
+    Reduce,
+    Step,
+    VectorFlag,
+)
 from .config import CONFIG_WORD, CONFIGS, HardwareConfig
 from .errors import ErrorCode
 from .registers import COUNTER_BITS, COUNTERS, REGISTERS, Control, Register, State
@@ -70,9 +85,17 @@ def _place(field: Field) -> str:
 def _field_table(table: Iterable[Field]) -> str:
     return _table(
         ("Field", "Format", "Bits", "Meaning"),
-        ((f"`{field.name}`", _place(field), field.width, field.about) for field in table),
+        ((f"`{field.name}`", _place(field), field.width, _line(field.about)) for field in table),
     )
 
+
+_ROWS_NOTE = """\
+- `outer`, `inner` and `words` are at least 1.
+- Row (i, j) of an operand begins at word `start + i * outer + j * inner` of its own strides. A row that leaves the
+  vector memory, or that of its results, is met when it is reached, with the error `RANGE`."""
+
+_CONTEXT_NOTE = """\
+- `context` is below 64; with `LENGTH` the words of a row are `4 * ceil(tokens / R)` of its register, 1 to `words`."""
 
 _NOTES = {
     Opcode.LOAD: """\
@@ -81,20 +104,68 @@ _NOTES = {
 - The words `activation` to `activation + rows * words` lie inside the activation buffer, the entries `row` to
   `row + rows` inside the row scale table.""",
     Opcode.GEMM: """\
-- `flags` is 0, `FLOAT` or `FLOAT | BIAS`; `weights` and `output` are beat-aligned.
-- `rows` is 1 to `accumulator_rows`, `words` 1 to `max_words`, `blocks` at least 1.
-- The words and row scales lie inside their memories, as for LOAD.
+- `flags` has BIAS and ROWS only with FLOAT; `weights` and `output` are beat-aligned.
+- `rows` is 1 to `accumulator_rows`, `words` 1 to `max_words`, `blocks` at least 1, `context` below 64.
+- With `BLOCKS` or `WORDS` the number is `ceil(tokens / R)` of the context register, 1 to `blocks` or `words`.
+- `pitch` is 0 or at least `words`. The words `activation` to `activation + rows * pitch` lie inside the activation
+  buffer, the row scales inside their table, as for LOAD.
+- With `ROWS` the words `target` to `target + (rows - 1) * target_pitch + 4 * blocks` lie inside the vector memory.
+- With a `stride` each block's stream is a transfer of its own, otherwise all are one.
 - `wait` gates the reading of the activations, `stream_wait` the reading of the weights, which otherwise runs ahead.""",
+    Opcode.FETCH: f"""\
+- `flags` is 0 or `LENGTH`; `source` is beat-aligned; `words` is at least 1.
+- The words `target` to `target + words` lie inside the vector memory.
+{_CONTEXT_NOTE}
+- It is one of the load unit's commands, with LOAD.""",
+    Opcode.VECTOR: f"""\
+{_ROWS_NOTE}
+{_CONTEXT_NOTE}
+- `SQUARE` and `B_VALUE` exclude each other. With `CAUSAL`, `offset` is at most the tokens of the context.
+- The bits of `step` are operands that go to the next word with every word (1 `a`, 2 `b`, 4 `c`); the others stay at a
+  row's first word.""",
+    Opcode.QUANTIZE: f"""\
+- `flags` is 0 or `LENGTH`; `words` is a multiple of 4.
+{_ROWS_NOTE}
+{_CONTEXT_NOTE}
+- `largest` and `inverse` are as VECTOR reduces and `RECIPROCAL` computes them: the largest magnitude of a row, and the
+  reciprocal of `largest * (1 / 127)`.""",
+    Opcode.APPEND: f"""\
+- `flags` is `KEY` or `VALUE`; `words` is a multiple of 4; `cache` and `scales` are beat-aligned.
+{_ROWS_NOTE}
+- `context` is below 64; `offset` is at most the tokens of its register.
+- `largest` and `inverse` are as for QUANTIZE.""",
+    Opcode.STORE: f"""\
+- `flags` is zero; `output` is beat-aligned.
+{_ROWS_NOTE}""",
+    Opcode.CONTEXT: """\
+- `flags`, `wait` and `signal` are zero; `count` is 1 to 24, `first + count` at most 64.
+- A register holds at most 16,384 tokens; what is beyond `count` is zero.
+- All registers are zero when a list begins.""",
 }
 """What :mod:`lepton_hw.checks` demands of each command, in words."""
+
+_ENUMS: dict[Opcode, tuple[tuple[str, type[Enum]], ...]] = {
+    Opcode.GEMM: (("Flags", GemmFlag),),
+    Opcode.FETCH: (("Flags", LengthFlag),),
+    Opcode.VECTOR: (
+        ("Flags", VectorFlag),
+        ("Step", Step),
+        ("Combine", Combine),
+        ("Function", Function),
+        ("Reduce", Reduce),
+    ),
+    Opcode.QUANTIZE: (("Flags", LengthFlag),),
+    Opcode.APPEND: (("Flags", AppendFlag),),
+}
+"""What the numbers in the fields of a command mean."""
 
 
 def _command(opcode: Opcode) -> str:
     own = [field for field in FIELDS[opcode] if field not in HEADER]
     parts = [f"### {opcode.name} ({opcode.value})", f"**Action.** {_member_docs(Opcode)[opcode.name]}"]
     parts.append("**Format.**\n\n" + _field_table(own) if own else "**Format.** The header only.")
-    if opcode is Opcode.GEMM:
-        parts.append("Flags:\n\n" + _enum_table(GemmFlag))
+    for title, enum in _ENUMS.get(opcode, ()):
+        parts.append(f"{title}:\n\n{_enum_table(enum)}")
     if opcode in _NOTES:
         parts.append(f"**Notes.**\n\n{_NOTES[opcode]}")
     return "\n\n".join(parts)
@@ -138,6 +209,7 @@ def page() -> str:
         "start. Bit i of a mask is semaphore i. Each unit issues its commands in list order.",
         "## Memory layouts\n\n" + _markdown(layout.__doc__ or ""),
         "## Arithmetic\n\n" + _markdown(numerics.__doc__ or ""),
+        "### Functions\n\n" + _markdown(functions.__doc__ or ""),
         *(
             f"**`{operation.__name__}`.** {_markdown(operation.__doc__ or '')}"
             for operation in (
@@ -145,6 +217,9 @@ def page() -> str:
                 numerics.quantize_weights,
                 numerics.accumulate,
                 numerics.scale_output,
+                numerics.float_maximum,
+                numerics.reduce_rows,
+                numerics.quantize_tokens,
             )
         ),
     ]

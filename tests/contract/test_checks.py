@@ -6,15 +6,45 @@ from typing import Any
 
 import pytest
 
-from lepton_hw.checks import command_error, resolve
-from lepton_hw.commands import CHECK, Address, Command, End, Gemm, GemmFlag, Load, encode
+from lepton_hw.checks import command_error, gemm_counts, resolve, row_words
+from lepton_hw.commands import (
+    CHECK,
+    Address,
+    Append,
+    AppendFlag,
+    Command,
+    Context,
+    End,
+    Fetch,
+    Gemm,
+    GemmFlag,
+    LengthFlag,
+    Load,
+    Opcode,
+    Quantize,
+    Store,
+    Vector,
+    VectorFlag,
+    encode,
+)
 from lepton_hw.config import CONFIGS
 from lepton_hw.errors import ErrorCode
 
-NANO = CONFIGS["nano"]  # R 8, 64 accumulator rows, 128 row scales, 2048 activation words, rows of at most 2048 words
+# R 8, 64 accumulator rows, 128 row scales, 2048 activation words, rows of at most 2048 words, 8192 words of the
+# vector memory
+NANO = CONFIGS["nano"]
 BASES = [0x1000 * i for i in range(8)]
 LOAD = Load(rows=4, words=8, activation=16, row=2, source=Address(1, 0x40))
 GEMM = Gemm(rows=4, words=8, activation=16, row=2, blocks=3, weights=Address(2, 0), output=Address(3, 0x80))
+ROWS = replace(GEMM, flags=GemmFlag.FLOAT | GemmFlag.ROWS, target=100, target_pitch=20)
+FETCH = Fetch(words=8, target=0, source=Address(1, 0x40))
+VECTOR = Vector(words=8, a_start=0)
+QUANTIZE = Quantize(words=8, a_start=0, largest=0, inverse=0, activation=0, pitch=2, row=0)
+APPEND = Append(words=8, a_start=0, largest=0, inverse=0, context=1, offset=1, cache=Address(1, 0), head_stride=0)
+STORE = Store(words=8, a_start=0, output=Address(1, 0))
+CONTEXT = Context(first=3, tokens=(1, 2, 16384))
+CONTEXTS = (0, 25, 16, *[0] * 61)
+"""Four words of tokens, and two, in context registers 1 and 2."""
 
 VALID: list[tuple[Command, dict[str, Any]]] = [
     (End(), {}),
@@ -33,6 +63,43 @@ VALID: list[tuple[Command, dict[str, Any]]] = [
     (GEMM, {"blocks": 65535}),
     (GEMM, {"activation": 2048 - 32}),
     (GEMM, {"stream_wait": 0xFF, "read_signal": 0xFF}),
+    (GEMM, {"pitch": 8}),
+    (GEMM, {"pitch": 508}),
+    (GEMM, {"rows": 1, "pitch": 2032}),
+    (GEMM, {"stride": 0xFFFFFFFF}),
+    (GEMM, {"context": 63}),
+    (GEMM, {"flags": GemmFlag.BLOCKS, "context": 2}),
+    (GEMM, {"flags": GemmFlag.BLOCKS, "context": 1, "blocks": 4}),
+    (GEMM, {"flags": GemmFlag.WORDS, "context": 1, "words": 4}),
+    (GEMM, {"flags": GemmFlag.FLOAT | GemmFlag.BIAS | GemmFlag.BLOCKS | GemmFlag.WORDS, "context": 2}),
+    (ROWS, {}),
+    (ROWS, {"target": 8192 - 60 - 12}),
+    (ROWS, {"target": 0, "blocks": 2048, "rows": 1, "target_pitch": 65535}),
+    (ROWS, {"target_pitch": 0}),
+    (FETCH, {}),
+    (FETCH, {"words": 8192}),
+    (FETCH, {"target": 8184}),
+    (FETCH, {"flags": LengthFlag.LENGTH, "context": 2}),
+    (FETCH, {"flags": LengthFlag.LENGTH, "context": 1, "words": 16}),
+    (VECTOR, {}),
+    (VECTOR, {"words": 65535, "outer": 65535, "inner": 65535, "a_start": 65535}),
+    (VECTOR, {"flags": VectorFlag.LENGTH, "context": 2}),
+    (VECTOR, {"flags": VectorFlag.CAUSAL, "context": 1, "offset": 25}),
+    (VECTOR, {"offset": 1}),
+    (VECTOR, {"flags": VectorFlag.SQUARE | VectorFlag.C_VALUE}),
+    (VECTOR, {"step": 7, "combine": 3, "function": 3, "reduce": 3}),
+    (QUANTIZE, {}),
+    (QUANTIZE, {"flags": LengthFlag.LENGTH, "context": 2}),
+    (QUANTIZE, {"words": 4}),
+    (APPEND, {}),
+    (APPEND, {"flags": AppendFlag.VALUE}),
+    (APPEND, {"offset": 25}),
+    (APPEND, {"context": 0, "offset": 0}),
+    (STORE, {}),
+    (STORE, {"words": 1}),
+    (CONTEXT, {}),
+    (CONTEXT, {"first": 40, "tokens": (1,) * 24}),
+    (CONTEXT, {"first": 63, "tokens": (0,)}),
 ]
 INVALID: list[tuple[Command, dict[str, Any]]] = [
     (End(), {"flags": 1}),
@@ -49,8 +116,71 @@ INVALID: list[tuple[Command, dict[str, Any]]] = [
     (LOAD, {"source": Address(1, 0x44)}),
     (LOAD, {"source": Address(1, 0x47)}),
     (GEMM, {"flags": GemmFlag.BIAS}),
-    (GEMM, {"flags": 4}),
-    (GEMM, {"flags": 4 | GemmFlag.FLOAT}),
+    (GEMM, {"flags": 32}),
+    (GEMM, {"flags": 128}),
+    (GEMM, {"flags": GemmFlag.ROWS}),
+    (GEMM, {"pitch": 7}),
+    (GEMM, {"pitch": 509}),
+    (GEMM, {"pitch": 65535}),
+    (GEMM, {"context": 64}),
+    (GEMM, {"flags": GemmFlag.BLOCKS}),
+    (GEMM, {"flags": GemmFlag.BLOCKS, "context": 1}),
+    (GEMM, {"flags": GemmFlag.WORDS}),
+    (GEMM, {"flags": GemmFlag.WORDS, "context": 1, "words": 3}),
+    (ROWS, {"target": 8192 - 60 - 11}),
+    (ROWS, {"target": 0, "blocks": 2049, "rows": 1}),
+    (ROWS, {"target": 8192}),
+    (ROWS, {"target_pitch": 65535}),
+    (ROWS, {"output": Address(3, 1)}),
+    (FETCH, {"words": 0}),
+    (FETCH, {"words": 8193}),
+    (FETCH, {"target": 8185}),
+    (FETCH, {"flags": 1}),
+    (FETCH, {"flags": 128}),
+    (FETCH, {"context": 64}),
+    (FETCH, {"source": Address(1, 4)}),
+    (FETCH, {"flags": LengthFlag.LENGTH}),
+    (FETCH, {"flags": LengthFlag.LENGTH, "context": 1, "words": 15}),
+    (VECTOR, {"words": 0}),
+    (VECTOR, {"outer": 0}),
+    (VECTOR, {"inner": 0}),
+    (VECTOR, {"flags": 128}),
+    (VECTOR, {"flags": VectorFlag.SQUARE | VectorFlag.B_VALUE}),
+    (VECTOR, {"flags": VectorFlag.LENGTH}),
+    (VECTOR, {"flags": VectorFlag.LENGTH, "context": 1}),
+    (VECTOR, {"flags": VectorFlag.CAUSAL, "context": 1, "offset": 26}),
+    (VECTOR, {"context": 64}),
+    (VECTOR, {"step": 8}),
+    (VECTOR, {"combine": 4}),
+    (VECTOR, {"function": 4}),
+    (VECTOR, {"reduce": 4}),
+    (QUANTIZE, {"words": 0}),
+    (QUANTIZE, {"words": 6}),
+    (QUANTIZE, {"outer": 0}),
+    (QUANTIZE, {"inner": 0}),
+    (QUANTIZE, {"flags": 32}),
+    (QUANTIZE, {"flags": LengthFlag.LENGTH, "context": 1}),
+    (QUANTIZE, {"context": 64}),
+    (APPEND, {"words": 0}),
+    (APPEND, {"words": 9}),
+    (APPEND, {"outer": 0}),
+    (APPEND, {"inner": 0}),
+    (APPEND, {"flags": 2}),
+    (APPEND, {"offset": 26}),
+    (APPEND, {"context": 64}),
+    (APPEND, {"cache": Address(1, 4)}),
+    (APPEND, {"scales": Address(1, 4)}),
+    (STORE, {"words": 0}),
+    (STORE, {"outer": 0}),
+    (STORE, {"inner": 0}),
+    (STORE, {"flags": 1}),
+    (STORE, {"output": Address(1, 4)}),
+    (CONTEXT, {"first": 62}),
+    (CONTEXT, {"first": 255}),
+    (CONTEXT, {"tokens": (0, 16385)}),
+    (CONTEXT, {"flags": 1}),
+    (CONTEXT, {"wait": 1}),
+    (CONTEXT, {"signal": 1}),
     (GEMM, {"rows": 0}),
     (GEMM, {"rows": 65, "words": 1, "row": 0}),
     (GEMM, {"words": 0}),
@@ -71,13 +201,13 @@ def described(case: tuple[Command, dict[str, Any]]) -> str:
 @pytest.mark.parametrize("case", VALID, ids=described)
 def test_valid(case: tuple[Command, dict[str, Any]]) -> None:
     command, changes = case
-    assert command_error(NANO, encode(replace(command, **changes)), BASES) is ErrorCode.NONE
+    assert command_error(NANO, encode(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.NONE
 
 
 @pytest.mark.parametrize("case", INVALID, ids=described)
 def test_field_error(case: tuple[Command, dict[str, Any]]) -> None:
     command, changes = case
-    assert command_error(NANO, encode(replace(command, **changes)), BASES) is ErrorCode.FIELD
+    assert command_error(NANO, encode(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.FIELD
 
 
 def with_word(command: Command, word: int, value: int) -> bytes:
@@ -93,7 +223,24 @@ def test_bits_outside_the_fields_are_a_field_error() -> None:
     assert command_error(NANO, with_word(End(), 1, 1), BASES) is ErrorCode.FIELD
 
 
-@pytest.mark.parametrize("opcode", [0, 4, 255])
+@pytest.mark.parametrize("count", [0, 2, 25])
+def test_count_of_context_registers(count: int) -> None:
+    shape = struct.unpack("<16I", encode(CONTEXT))[1] & ~0xFF00
+    assert command_error(NANO, with_word(CONTEXT, 1, shape | count << 8), BASES) is ErrorCode.FIELD
+    assert command_error(NANO, with_word(CONTEXT, 1, shape | 24 << 8), BASES) is ErrorCode.NONE
+
+
+def test_counts_that_hold_the_context() -> None:
+    gemm = replace(GEMM, context=1, words=9, blocks=10)
+    assert gemm_counts(NANO, gemm, CONTEXTS) == (9, 10)
+    assert gemm_counts(NANO, replace(gemm, flags=GemmFlag.WORDS), CONTEXTS) == (4, 10)
+    assert gemm_counts(NANO, replace(gemm, flags=GemmFlag.BLOCKS), CONTEXTS) == (9, 4)
+    vector = replace(VECTOR, words=100, context=1)
+    assert row_words(NANO, vector, CONTEXTS) == 100
+    assert row_words(NANO, replace(vector, flags=VectorFlag.LENGTH), CONTEXTS) == 16
+
+
+@pytest.mark.parametrize("opcode", [0, max(Opcode) + 1, 255])
 def test_opcode_error(opcode: int) -> None:
     assert command_error(NANO, with_word(End(), 0, opcode), BASES) is ErrorCode.OPCODE
 

@@ -11,14 +11,28 @@ from lepton_hw.commands import (
     BASES,
     CHECK,
     COMMAND_BYTES,
+    COMMANDS,
     FIELDS,
     Address,
+    Append,
+    AppendFlag,
+    Combine,
     Command,
+    Context,
     End,
+    Fetch,
+    Function,
     Gemm,
     GemmFlag,
+    LengthFlag,
     Load,
     Opcode,
+    Quantize,
+    Reduce,
+    Step,
+    Store,
+    Vector,
+    VectorFlag,
     check,
     decode,
     disassemble,
@@ -41,10 +55,82 @@ GEMM = Gemm(
     signal=0x02,
     stream_wait=0x04,
     read_signal=0x08,
+    pitch=0x30,
+    stride=0x10024,
+    context=0x3F,
+    target=0x1234,
+    target_pitch=0x40,
 )
+FETCH = Fetch(words=0x90, target=0x1000, source=Address(2, 0x40), context=5, flags=LengthFlag.LENGTH, wait=1, signal=2)
+VECTOR = Vector(
+    words=0x10,
+    outer=0x20,
+    inner=9,
+    a_start=1,
+    a_outer=2,
+    a_inner=3,
+    b_start=4,
+    b_outer=5,
+    b_inner=6,
+    c_start=7,
+    c_outer=8,
+    c_inner=9,
+    target_start=10,
+    target_outer=11,
+    target_inner=12,
+    reduced=13,
+    b_value=0x3F800000,
+    c_value=0xBF800000,
+    step=Step.A | Step.C,
+    combine=Combine.SELECT,
+    function=Function.RSQRT,
+    reduce=Reduce.ABSOLUTE,
+    context=5,
+    offset=0x1F,
+    window=0x200,
+    flags=VectorFlag.WRITE | VectorFlag.MASK | VectorFlag.CAUSAL,
+    wait=1,
+    signal=2,
+)
+QUANTIZE = Quantize(
+    words=0x10,
+    outer=2,
+    inner=3,
+    a_start=1,
+    a_outer=2,
+    a_inner=3,
+    largest=4,
+    inverse=5,
+    activation=6,
+    pitch=7,
+    row=8,
+    context=9,
+    flags=LengthFlag.LENGTH,
+)
+APPEND = Append(
+    words=0x10,
+    outer=2,
+    inner=3,
+    a_start=1,
+    a_outer=2,
+    a_inner=3,
+    largest=4,
+    inverse=5,
+    context=6,
+    offset=7,
+    cache=Address(1, 0x10),
+    scales=Address(2, 0x20),
+    head_stride=0x100,
+    stride=0x200,
+    scale_stride=0x300,
+    flags=AppendFlag.VALUE,
+)
+STORE = Store(words=0x10, outer=2, inner=3, a_start=1, a_outer=2, a_inner=3, output=Address(1, 0x10))
+CONTEXT = Context(first=8, tokens=(1, 2, 0x4000))
+EVERY = (End(), LOAD, GEMM, FETCH, VECTOR, QUANTIZE, APPEND, STORE, CONTEXT)
 
 # Written out by hand from docs/reference.md.
-END_WORDS = [0x00000001, *[0] * 14, 0x4E54504D]
+END_WORDS = [0x00000001, *[0] * 14]
 LOAD_WORDS = [
     0x02810002,  # signal 02, wait 81, flags 00, opcode 02
     0x00240010,  # words 0024, rows 0010
@@ -53,7 +139,6 @@ LOAD_WORDS = [
     0x345678A0,  # offset, low
     0x03000012,  # base 03, offset, high
     *[0] * 9,
-    0x4E54504C ^ 0x02810002 ^ 0x00240010 ^ 0x02000120 ^ 0x345678A0 ^ 0x03000012,
 ]
 GEMM_WORDS = [
     0x02010303,  # signal 02, wait 01, flags 03, opcode 03
@@ -64,29 +149,103 @@ GEMM_WORDS = [
     0x01008000,
     0x00000040,
     0x07000000,
+    0x003F0030,  # context 3f, pitch 0030
+    0x00010024,  # stride
+    0x00401234,  # target_pitch 0040, target 1234
+    *[0] * 4,
+]
+FETCH_WORDS = [
+    0x02014004,
+    0x00000000,
+    0x00050090,  # context 05, words 0090
+    0x00001000,  # target
+    0x00000040,
+    0x02000000,
+    *[0] * 9,
+]
+VECTOR_WORDS = [
+    0x02013105,
+    0x00090020,  # inner, outer
+    0x35050010,  # combine 3, step 5, context 05, words 0010
+    0x001F0033,  # offset 001f, reduce 3, function 3
+    0x00010200,  # a_start, window
+    0x00030002,  # a_inner, a_outer
+    0x00050004,
+    0x00070006,
+    0x00090008,
+    0x000B000A,
+    0x000D000C,  # reduced, target_inner
+    0x3F800000,
+    0xBF800000,
+    *[0] * 2,
+]
+QUANTIZE_WORDS = [
+    0x00004006,
+    0x00030002,
+    0x00090010,  # context 09, words 0010
+    0x00000000,
+    0x00010000,  # a_start
+    0x00030002,
+    0x00050004,  # inverse, largest
+    0x00070006,  # pitch, activation
+    0x00000008,  # row
+    *[0] * 6,
+]
+APPEND_WORDS = [
+    0x00000107,
+    0x00030002,
+    0x00060010,  # context 06, words 0010
+    0x00070000,  # offset
+    0x00010000,  # a_start
+    0x00030002,
+    0x00050004,  # inverse, largest
+    0x00000000,
+    0x00000010,
+    0x01000000,
+    0x00000020,
+    0x02000000,
+    0x00000100,  # head_stride
+    0x00000200,  # stride
+    0x00000300,  # scale_stride
+]
+STORE_WORDS = [
+    0x00000008,
+    0x00030002,
+    0x00000010,
+    0x00000000,
+    0x00010000,
+    0x00030002,
+    0x00000010,
+    0x01000000,
     *[0] * 7,
-    0x4E54504C ^ 0x02010303 ^ 0x00240010 ^ 0x02000120 ^ 0x08040060 ^ 0x00000010 ^ 0x01008000 ^ 0x00000040 ^ 0x07000000,
+]
+CONTEXT_WORDS = [
+    0x00000009,
+    0x00000308,  # count 03, first 08
+    0x00020001,
+    0x00004000,
+    *[0] * 11,
 ]
 
 bits8 = st.integers(0, 0xFF)
 bits16 = st.integers(0, 0xFFFF)
 addresses = st.builds(Address, st.integers(0, BASES - 1), st.integers(0, (1 << 48) - 1))
-shape = {"rows": bits16, "words": bits16, "activation": bits16, "row": bits16}
 header = {"flags": bits8, "wait": bits8, "signal": bits8}
-any_command = st.one_of(
-    st.builds(End, **header),
-    st.builds(Load, **header, **shape, source=addresses),
-    st.builds(
-        Gemm,
-        **header,
-        **shape,
-        blocks=bits16,
-        weights=addresses,
-        output=addresses,
-        stream_wait=bits8,
-        read_signal=bits8,
-    ),
-)
+
+
+def any_of(opcode: Opcode) -> st.SearchStrategy[Command]:
+    """Commands of this opcode with any values in their fields."""
+    if opcode is Opcode.CONTEXT:
+        return st.builds(Context, **header, first=bits8, tokens=st.lists(bits16, min_size=1, max_size=24).map(tuple))
+    fields = {
+        field.name: addresses if field.width == 64 else st.integers(0, (1 << field.width) - 1)
+        for field in FIELDS[opcode]
+        if field.name != "opcode"
+    }
+    return st.builds(COMMANDS[opcode], **fields)
+
+
+any_command = st.one_of(map(any_of, Opcode))
 
 
 def sealed(words: list[int]) -> bytes:
@@ -98,12 +257,34 @@ def sealed(words: list[int]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"), [(End(), END_WORDS), (LOAD, LOAD_WORDS), (GEMM, GEMM_WORDS)], ids=["END", "LOAD", "GEMM"]
+    ("command", "words"),
+    list(
+        zip(
+            EVERY,
+            (
+                END_WORDS,
+                LOAD_WORDS,
+                GEMM_WORDS,
+                FETCH_WORDS,
+                VECTOR_WORDS,
+                QUANTIZE_WORDS,
+                APPEND_WORDS,
+                STORE_WORDS,
+                CONTEXT_WORDS,
+            ),
+            strict=True,
+        )
+    ),
+    ids=[command.opcode.name for command in EVERY],
 )
 def test_literal_words(command: Command, words: list[int]) -> None:
-    data = struct.pack("<16I", *words)
+    data = sealed(words)
     assert encode(command) == data
     assert decode(data) == command
+
+
+def test_check_word() -> None:
+    assert encode(End())[-4:] == struct.pack("<I", 0x4E54504D)
 
 
 @given(any_command)
@@ -114,7 +295,7 @@ def test_decode_inverts_encode(command: Command) -> None:
     assert decode(data) == command
 
 
-@pytest.mark.parametrize("command", [End(), LOAD, GEMM], ids=["END", "LOAD", "GEMM"])
+@pytest.mark.parametrize("command", EVERY, ids=[command.opcode.name for command in EVERY])
 def test_every_flipped_bit_is_refused(command: Command) -> None:
     data = int.from_bytes(encode(command), "little")
     for bit in range(8 * COMMAND_BYTES):
@@ -138,9 +319,12 @@ def test_fields_do_not_overlap_each_other_or_the_check_word(opcode: Opcode) -> N
     assert position <= 480
 
 
-@pytest.mark.parametrize("opcode", [0, 4, 255])
+@pytest.mark.parametrize("opcode", [0, 10, 255])
 def test_unknown_opcode(opcode: int) -> None:
-    message = f"command: opcode must be one of 1 (END), 2 (LOAD), 3 (GEMM), not {opcode}"
+    message = (
+        "command: opcode must be one of 1 (END), 2 (LOAD), 3 (GEMM), 4 (FETCH), 5 (VECTOR), 6 (QUANTIZE), 7 (APPEND), "
+        f"8 (STORE), 9 (CONTEXT), not {opcode}"
+    )
     with pytest.raises(CommandError, match=f"^{re.escape(message)}$"):
         decode(sealed([opcode, *[0] * 14]))
 
@@ -213,9 +397,29 @@ def test_disassembly() -> None:
     damaged = bytearray(encode(LOAD))
     damaged[20] ^= 1
     assert disassemble(encode(LOAD) + encode(GEMM) + bytes(damaged) + encode(End())).splitlines() == [
-        "   0  LOAD  wait=129 signal=2 rows=16 words=36 activation=288 row=512 source=b3+0x12345678a0",
-        "   1  GEMM  flags=3 wait=1 signal=2 rows=16 words=36 activation=288 row=512 blocks=96 stream_wait=4 "
-        "read_signal=8 weights=b1+0x800000000010 output=b7+0x40",
+        "   0  LOAD     wait=129 signal=2 rows=16 words=36 activation=288 row=512 source=b3+0x12345678a0",
+        "   1  GEMM     flags=3 wait=1 signal=2 rows=16 words=36 activation=288 row=512 blocks=96 stream_wait=4 "
+        "read_signal=8 weights=b1+0x800000000010 output=b7+0x40 pitch=48 context=63 stride=65572 target=4660 "
+        "target_pitch=64",
         "   2  ??    command: check word must match, but does not; the list is damaged: write it again",
         "   3  END",
     ]
+
+
+@pytest.mark.parametrize("count", [0, 25])
+def test_context_sets_one_to_24_registers(count: int) -> None:
+    message = f"CONTEXT: must set 1 to 24 registers, not {count}; use several commands"
+    with pytest.raises(CommandError, match=f"^{re.escape(message)}$"):
+        Context(first=0, tokens=(0,) * count)
+
+
+@pytest.mark.parametrize("count", [0, 2, 25])
+def test_context_count_that_does_not_match(count: int) -> None:
+    changed = list(CONTEXT_WORDS)
+    changed[1] = count << 8 | 8
+    message = (
+        f"CONTEXT: count must be 1 to 24 and tokens beyond it zero, not {count}, {[1, 2, 0x4000, *[0] * 21]}; "
+        "encode it with this release"
+    )
+    with pytest.raises(CommandError, match=f"^{re.escape(message)}$"):
+        decode(sealed(changed))

@@ -14,12 +14,12 @@ SIM = CONFIGS["sim"]
 @pytest.mark.parametrize(
     ("name", "array_size", "word"),
     [
-        # version, packed, address bits - 1, log2 of fifo, activation words, accumulator rows, array size
-        ("nano", 8, 1 << 24 | 0 << 23 | 31 << 17 | 8 << 13 | 11 << 8 | 6 << 4 | 3),
-        ("sim", 16, 1 << 24 | 0 << 23 | 31 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 4),
-        ("pynq_z2", 16, 1 << 24 | 1 << 23 | 31 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 4),
-        ("zcu104", 32, 1 << 24 | 0 << 23 | 39 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 5),
-        ("u250", 64, 1 << 24 | 0 << 23 | 39 << 17 | 9 << 13 | 13 << 8 | 9 << 4 | 6),
+        # version, packed, log2 of vector words, address bits - 1, log2 of fifo, activation words, accumulator rows, R
+        ("nano", 8, 2 << 28 | 0 << 27 | 13 << 22 | 31 << 16 | 8 << 12 | 11 << 7 | 6 << 3 | 3),
+        ("sim", 16, 2 << 28 | 0 << 27 | 14 << 22 | 31 << 16 | 9 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("pynq_z2", 16, 2 << 28 | 1 << 27 | 14 << 22 | 31 << 16 | 9 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("zcu104", 32, 2 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 9 << 12 | 13 << 7 | 9 << 3 | 5),
+        ("u250", 64, 2 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 9 << 12 | 13 << 7 | 9 << 3 | 6),
     ],
 )
 def test_named_configuration_and_word(name: str, array_size: int, word: int) -> None:
@@ -60,6 +60,9 @@ def test_derived_sizes(config: HardwareConfig) -> None:
         ("weight_fifo_beats", 64, "a power of two from 128 (two bursts) to 4096"),
         ("weight_fifo_beats", 129, "a power of two from 128 (two bursts) to 4096"),
         ("weight_fifo_beats", 8192, "a power of two from 128 (two bursts) to 4096"),
+        ("vector_words", 512, "a power of two from 1024 to 65536"),
+        ("vector_words", 1025, "a power of two from 1024 to 65536"),
+        ("vector_words", 131072, "a power of two from 1024 to 65536"),
         ("address_bits", 31, "from 32 to 64"),
         ("address_bits", 65, "from 32 to 64"),
     ],
@@ -82,6 +85,8 @@ def test_field_out_of_range(field: str, value: int, rule: str) -> None:
         ("activation_words", 65536),
         ("weight_fifo_beats", 128),
         ("weight_fifo_beats", 4096),
+        ("vector_words", 1024),
+        ("vector_words", 65536),
         ("address_bits", 64),
     ],
 )
@@ -92,16 +97,16 @@ def test_bounds_are_valid_and_survive_the_word(field: str, value: int) -> None:
 
 def test_word_of_another_contract() -> None:
     message = (
-        "configuration word 0x023f2d94: contract version must be 1, not 2; "
+        "configuration word 0x139f9ecc: contract version must be 2, not 1; "
         "use the release that built this device, or rebuild it"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        HardwareConfig.from_word(0x023F2D94)
+        HardwareConfig.from_word(0x139F9ECC)
 
 
 def test_word_with_a_field_out_of_range() -> None:
     with pytest.raises(ConfigError, match=r"^configuration 'device': array_size must be 8, 16, 32 or 64, not 1;"):
-        HardwareConfig.from_word(1 << 24)
+        HardwareConfig.from_word(2 << 28)
 
 
 def test_unknown_name() -> None:
