@@ -1,0 +1,83 @@
+"""Whole decoder layers on the RTL: memory afterwards, caches and logits with it, is that of the emulator."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lepton.devices.emulator import EmulatorDevice
+from lepton.devices.registers import RegisterDevice
+from lepton.layers import DecoderEngine
+from lepton.layers.spec import Attention, DecoderLayer, DecoderSpec, Linear, Mlp
+from lepton_hw.numerics import F32, quantize_weights
+from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
+
+FAST = ("nano", "sim", "pynq_z2")
+LARGE = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("zcu104", "u250"))  # minutes to build
+
+TIMINGS = {
+    "zero_wait": ZERO_WAIT,
+    "stalls": MemoryTiming.random(64),
+    "refresh": DDR,
+}
+
+
+def decoder(rng: np.random.Generator, *, head_size: int = 64) -> DecoderSpec:
+    """A random decoder of two layers."""
+    hidden, heads, key_heads, inner, vocabulary = 128, 4, 2, 192, 90
+
+    def linear(columns: int, length: int, *, bias: bool = False) -> Linear:
+        weights = quantize_weights((rng.standard_normal((columns, length)) / np.sqrt(length)).astype(np.float32))
+        return Linear(weights, rng.standard_normal(columns).astype(np.float32) if bias else None)
+
+    def norm() -> F32:
+        return (1 + rng.standard_normal(hidden) / 8).astype(np.float32)
+
+    layers = [
+        DecoderLayer(
+            attention_norm=norm(),
+            attention=Attention(
+                qkv=linear((heads + 2 * key_heads) * head_size, hidden, bias=True),
+                output=linear(hidden, heads * head_size),
+            ),
+            mlp_norm=norm(),
+            mlp=Mlp(linear(inner, hidden), linear(inner, hidden), linear(hidden, inner)),
+        )
+        for _ in range(2)
+    ]
+    head = linear(vocabulary, hidden)
+    return DecoderSpec(hidden, heads, key_heads, head_size, inner, vocabulary, 1e-5, tuple(layers), norm(), head)
+
+
+@pytest.mark.parametrize("config", [*FAST, *LARGE])
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_decoder_steps(machine_of: Callable, config: str, timing: str) -> None:
+    """A prompt of several row blocks, tokens after it, and a batch of sequences at different positions."""
+    rng = np.random.default_rng(5)
+    machine = machine_of(config, TIMINGS[timing])
+    machine.core.memory[:] = 0
+    spec = decoder(rng)
+    rtl = RegisterDevice("rtl", machine.core, machine.config)
+    emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
+    engines = [DecoderEngine(device, spec, context=100, slots=2) for device in (rtl, emulator)]
+
+    def inputs(count: int) -> tuple[F32, F32, F32]:
+        x = rng.standard_normal((count, spec.hidden)).astype(np.float32)
+        angles = rng.uniform(0, 7, (count, spec.head_size // 2))
+        return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def compare(step: Callable[[DecoderEngine], F32]) -> None:
+        logits = [step(engine) for engine in engines]
+        np.testing.assert_array_equal(*(values.view(np.uint32) for values in logits))
+        found, expected = (engine.counters() for engine in engines)
+        for name in ("array_busy", "read_beats", "weight_beats", "write_beats"):
+            assert getattr(found, name) == getattr(expected, name), name
+
+    prompt, token, other, batch = inputs(21), inputs(1), inputs(3), inputs(2)
+    compare(lambda engine: engine.prefill(*prompt))
+    compare(lambda engine: engine.decode(*token, positions=[21]))
+    compare(lambda engine: engine.prefill(*other, slot=1, all_logits=True))
+    compare(lambda engine: engine.decode(*batch, slots=(0, 1), positions=[22, 3]))
+    emulated = emulator.read(engines[1]._caches)
+    np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
+    assert emulated.any()
