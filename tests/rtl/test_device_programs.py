@@ -6,7 +6,7 @@ import pytest
 
 from lepton_hw.config import get_config
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming, VerilatedCore
-from lepton_sim.programs import random_program
+from lepton_sim.programs import random_program, random_vector_program
 
 FAST = ("nano", "sim", "pynq_z2")
 LARGE = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("zcu104", "u250"))  # minutes to build
@@ -30,6 +30,16 @@ def test_random_programs(machine_of: Callable, config: str, timing: str) -> None
     for seed in range(4):
         seed += 100 * list(TIMINGS).index(timing)
         machine.check(random_program(machine.config, seed, memory_base=machine.base, memory_bytes=machine.memory_bytes))
+
+
+@pytest.mark.parametrize("config", [*FAST, *LARGE])
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_random_vector_programs(machine_of: Callable, config: str, timing: str) -> None:
+    machine = machine_of(config, TIMINGS[timing])
+    for seed in range(3):
+        seed += 100 * list(TIMINGS).index(timing)
+        memory = {"memory_base": machine.base, "memory_bytes": machine.memory_bytes}
+        machine.check(random_vector_program(machine.config, seed, **memory))
 
 
 @pytest.mark.parametrize("config", FAST)
