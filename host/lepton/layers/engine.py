@@ -1,6 +1,6 @@
 """Runs a decoder on a device, one command list a step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,8 @@ class DecoderEngine:
         self.device, self.spec = device, spec
         self.context, self.slots = context, slots
         self._timeout = timeout
+        self.observe: Callable[[Counters], object] | None = None
+        """If set, told the performance counters of every list."""
         self._layout = Layout(spec, device.config, slots=slots, context=context)
         self._compiler = DecoderCompiler(self._layout)
         self._programs: dict[StepShape, _Program] = {}
@@ -95,10 +97,6 @@ class DecoderEngine:
         check_length(max(positions) + 1, self.context)
         return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions], False)
 
-    def counters(self) -> Counters:
-        """Performance counters of the last list."""
-        return self.device.counters()
-
     def close(self) -> None:
         """Free what the engine holds on the device."""
         for program in self._programs.values():
@@ -130,6 +128,8 @@ class DecoderEngine:
         device.write(self._inputs, inputs.view(np.uint8))
         bases = [buffer.address for buffer in (self._weights, self._caches, self._inputs, self._results)]
         device.run(program.buffer, program.commands, bases, self._timeout)
+        if self.observe is not None:
+            self.observe(device.counters())
         rows = len(slots) * tokens if all_logits else len(slots)
         data = device.read(self._results, output_bytes(device.config, rows, vocabulary))
         return np.asarray(unpack_output(device.config, data, rows, vocabulary), np.float32)
