@@ -10,11 +10,30 @@ import pytest
 from lepton.devices.emulator import Emulator
 from lepton.devices.registers import RegisterDevice
 from lepton.errors import DeviceError, DeviceTimeout
-from lepton_hw.commands import CHECK, Address, Command, End, Gemm, GemmFlag, Load, encode, encode_list
+from lepton_hw.commands import (
+    CHECK,
+    Address,
+    Append,
+    Command,
+    Context,
+    End,
+    Fetch,
+    Gemm,
+    GemmFlag,
+    LengthFlag,
+    Load,
+    Quantize,
+    Reduce,
+    Store,
+    Vector,
+    VectorFlag,
+    encode,
+    encode_list,
+)
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import State
 from lepton_sim.device import MemoryTiming
-from lepton_sim.programs import Program, random_program
+from lepton_sim.programs import Program, random_program, random_vector_program
 
 BUSY = MemoryTiming.random(64)
 """Transactions are outstanding when the error is met."""
@@ -36,6 +55,12 @@ def _agree(machine, program: Program, encoded: bytes, commands: int | None = Non
     assert machine.finish() == expected
     machine.check(program)
     return expected
+
+
+def _vector_image(machine, seed: int = 22) -> Program:
+    return random_vector_program(
+        machine.config, seed, memory_base=machine.base, memory_bytes=machine.memory_bytes, steps=20
+    )
 
 
 def _fix(words: list[int]) -> bytes:
@@ -67,7 +92,7 @@ def test_damaged_command(machine_of: Callable, config: str) -> None:
         assert _agree(machine, program, bytes(encoded)) == (ErrorCode.CHECK, index)
 
 
-@pytest.mark.parametrize("opcode", [0, 4, 129, 255])
+@pytest.mark.parametrize("opcode", [0, 10, 129, 255])
 def test_unknown_opcode(machine_of: Callable, opcode: int) -> None:
     machine = machine_of("nano", BUSY)
     program = _image(machine)
@@ -98,8 +123,65 @@ def _bad_fields(config) -> dict[str, tuple[type, dict[str, int]]]:
             Gemm, {"rows": 2, "words": 1, "activation": config.activation_words - 1, "row": 0}
         ),
         "gemm_behind_scale_table": (Gemm, {"rows": 2, "row": config.scale_rows - 1, "words": 1, "activation": 0}),
+        "gemm_rows_of_integers": (Gemm, {"flags": GemmFlag.ROWS}),
+        "gemm_pitch": (Gemm, {"words": 2, "pitch": 1}),
+        "gemm_context": (Gemm, {"context": 64}),
+        "gemm_no_tokens": (Gemm, {"context": 63, "flags": GemmFlag.BLOCKS}),
+        "gemm_behind_vector_memory": (
+            Gemm, {"flags": GemmFlag.FLOAT | GemmFlag.ROWS, "target": config.vector_words - 1}
+        ),
         "end_flags": (End, {"flags": 1}),
     }  # fmt: skip
+
+
+def _bad_vector_fields(config) -> dict[str, tuple[type, dict[str, int]]]:
+    return {
+        "fetch_words_0": (Fetch, {"words": 0}),
+        "fetch_behind_vector_memory": (Fetch, {"target": config.vector_words}),
+        "fetch_flags": (Fetch, {"flags": 1}),
+        "vector_words_0": (Vector, {"words": 0}),
+        "vector_outer_0": (Vector, {"outer": 0}),
+        "vector_step": (Vector, {"step": 8}),
+        "vector_combine": (Vector, {"combine": 4}),
+        "vector_function": (Vector, {"function": 4}),
+        "vector_reduce": (Vector, {"reduce": 4}),
+        "vector_square_of_value": (Vector, {"flags": VectorFlag.SQUARE | VectorFlag.B_VALUE}),
+        "vector_before_the_first_token": (Vector, {"flags": VectorFlag.CAUSAL, "context": 63, "offset": 1}),
+        "vector_no_tokens": (Vector, {"flags": VectorFlag.LENGTH, "context": 63}),
+        "quantize_words": (Quantize, {"words": 5}),
+        "quantize_flags": (Quantize, {"flags": 1}),
+        "append_before_the_first_token": (Append, {"context": 63, "offset": 1}),
+        "append_flags": (Append, {"flags": 2}),
+        "append_words": (Append, {"words": 6}),
+        "store_flags": (Store, {"flags": 1}),
+        "store_inner_0": (Store, {"inner": 0}),
+        "context_first": (Context, {"first": 63}),
+        "context_tokens": (Context, {"tokens": (1, 16385)}),
+        "context_wait": (Context, {"wait": 1}),
+    }
+
+
+def _bad_ranges(config) -> dict[str, tuple[type, dict[str, int]]]:
+    last = config.vector_words - 1
+    rows = {"flags": VectorFlag.WRITE, "words": 2, "outer": 2, "inner": 2, "step": 7, "reduce": Reduce.NONE}
+    return {
+        "a": (Vector, {**rows, "a_start": last, "a_outer": 0, "a_inner": 0}),
+        "a_later": (Vector, {**rows, "a_start": last - 10, "a_outer": 5, "a_inner": 5}),
+        "b": (Vector, {**rows, "b_start": last}),
+        "c": (Vector, {**rows, "c_outer": last}),
+        "target": (Vector, {**rows, "target_inner": last}),
+        "reduced": (Vector, {**rows, "reduce": Reduce.SUM, "reduced": last - 2}),
+        "quantize_a": (Quantize, {"flags": LengthFlag.NONE, "a_start": last}),
+        "quantize_largest": (Quantize, {"outer": 1, "inner": 2, "largest": last}),
+        "quantize_inverse": (Quantize, {"outer": 2, "inner": 1, "inverse": last}),
+        "quantize_activation": (Quantize, {"activation": config.activation_words}),
+        "quantize_pitch": (Quantize, {"outer": 2, "inner": 1, "pitch": config.activation_words}),
+        "quantize_row": (Quantize, {"row": config.scale_rows}),
+        "append_a": (Append, {"a_start": last}),
+        "append_largest": (Append, {"largest": last + 1}),
+        "append_inverse": (Append, {"inverse": last + 1}),
+        "store_a": (Store, {"a_start": last, "words": 2}),
+    }
 
 
 @pytest.mark.parametrize("config", ["nano", "sim"])
@@ -111,6 +193,28 @@ def test_fields_out_of_range(machine_of: Callable, config: str) -> None:
         command = replace(program.commands[index], **values)
         verdict = _agree(machine, program, _with(program, index, encode(command)))
         assert verdict == (ErrorCode.FIELD, index), name
+
+
+@pytest.mark.parametrize("config", ["nano", "sim"])
+def test_vector_fields_out_of_range(machine_of: Callable, config: str) -> None:
+    machine = machine_of(config, BUSY)
+    program = _vector_image(machine)
+    for name, (kind, values) in _bad_vector_fields(machine.config).items():
+        index = _first(program, kind)
+        command = replace(program.commands[index], **values)
+        verdict = _agree(machine, program, _with(program, index, encode(command)))
+        assert verdict == (ErrorCode.FIELD, index), name
+
+
+@pytest.mark.parametrize("config", ["nano", "sim"])
+def test_rows_behind_their_memory(machine_of: Callable, config: str) -> None:
+    machine = machine_of(config, BUSY)
+    program = _vector_image(machine)
+    for name, (kind, values) in _bad_ranges(machine.config).items():
+        index = _first(program, kind)
+        command = replace(program.commands[index], **values)
+        verdict = _agree(machine, program, _with(program, index, encode(command)))
+        assert verdict == (ErrorCode.RANGE, index), name
 
 
 @pytest.mark.parametrize("name", ["source", "weights", "output"])
@@ -130,7 +234,7 @@ def test_every_unused_bit(machine_of: Callable, kind: type) -> None:
     machine = machine_of("nano")
     used = {
         Load: [(0, 32), (32, 96), (128, 48), (184, 3)],
-        Gemm: [(0, 128), (128, 48), (184, 3), (192, 48), (248, 3)],
+        Gemm: [(0, 128), (128, 48), (184, 3), (192, 48), (248, 3), (256, 22), (288, 64)],
         End: [(0, 8)],
     }[kind]
     command: Command = {
@@ -208,7 +312,7 @@ def _agree_semaphores(machine, program: Program, commands: list[Command]) -> tup
     return verdict
 
 
-@pytest.mark.parametrize("unit", ["load", "stream", "array"])
+@pytest.mark.parametrize("unit", ["load", "fetch", "stream", "array", "vector"])
 def test_wait_for_nothing(machine_of: Callable, unit: str) -> None:
     machine = machine_of("nano", BUSY)
     program = replace(_image(machine), bases=(0,) * 8)
@@ -218,6 +322,8 @@ def test_wait_for_nothing(machine_of: Callable, unit: str) -> None:
     )  # fmt: skip
     commands: list[Command] = {
         "load": [_load(machine), _load(machine, wait=2), End()],
+        "fetch": [_load(machine), Fetch(words=1, target=0, source=Address(0, machine.base), wait=2), End()],
+        "vector": [_load(machine), Vector(words=1, a_start=0, wait=2), End()],
         "stream": [_load(machine), replace(gemm, stream_wait=2), End()],
         "array": [_load(machine), replace(gemm, wait=2), End()],
     }[unit]
@@ -241,6 +347,23 @@ def test_memory_errors(machine_of: Callable, name: str, response: str) -> None:
         assert machine.run(program) == (code, index)
         machine.core.clear_faults()
         machine.check(program)
+
+
+@pytest.mark.parametrize("response", ["slverr", "decerr"])
+@pytest.mark.parametrize(("kind", "name"), [(Fetch, "source"), (Append, "cache"), (Store, "output")])
+def test_memory_errors_of_the_vector_memory(machine_of: Callable, kind: type, name: str, response: str) -> None:
+    machine = machine_of("nano", BUSY)
+    program = _vector_image(machine)
+    index = _first(program, kind)
+    command = program.commands[index]
+    address = getattr(command, name)
+    target = (program.bases[address.base] + address.offset) % (1 << machine.config.address_bits)
+    size = command.head_stride * machine.config.beat_bytes if isinstance(command, Append) else 1
+    machine.core.memory[:] = program.memory
+    machine.core.add_fault(target, size, "read" if kind is Fetch else "write", response)
+    assert machine.run(program) == (ErrorCode.READ if kind is Fetch else ErrorCode.WRITE, index)
+    machine.core.clear_faults()
+    machine.check(program)
 
 
 def test_memory_error_in_the_list(machine_of: Callable) -> None:
