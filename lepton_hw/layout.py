@@ -183,11 +183,3 @@ def value_cache_beats(config: HardwareConfig, tokens: int, dimensions: int) -> i
 def value_scale_beats(config: HardwareConfig, tokens: int) -> int:
     """Beats of the token scales of the value cache of one head, room for whole blocks of R tokens."""
     return words_of(config, tokens) * PARAMETER_BEATS
-
-
-def empty_value_cache(config: HardwareConfig, tokens: int, dimensions: int) -> Bytes:
-    """The value cache of one head before the first token, flat uint8."""
-    cache = np.zeros((words_of(config, dimensions), value_stride(config, tokens), config.beat_bytes), np.uint8)
-    ones = np.ones(config.array_size, "<f4").view(np.uint8)
-    cache[:, :PARAMETER_BEATS] = ones.reshape(PARAMETER_BEATS, -1)
-    return cache.reshape(-1)

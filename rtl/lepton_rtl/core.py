@@ -27,6 +27,10 @@ from .weights import WeightLoader, WeightStream
 JOB_DEPTH = 4
 """Jobs that wait in front of each unit."""
 
+VECTOR_JOB_DEPTH = 32
+"""Jobs that wait in front of the vector unit: more than lie between two GEMMs, so that the weight stream of the next
+runs ahead."""
+
 WEIGHT_QUEUE_BEATS = 4
 """Beats between the weight FIFO and the array."""
 
@@ -121,8 +125,8 @@ class Engine(wiring.Component):
         )
         splitters = (fetch_bursts, load_bursts, weight_bursts)
 
-        def queued(source, name: str):
-            queue = Queue(source.payload.shape(), depth=JOB_DEPTH)
+        def queued(source, name: str, depth: int = JOB_DEPTH):
+            queue = Queue(source.payload.shape(), depth=depth)
             m.submodules[f"{name}_queue"] = queue
             connect(m, source, queue.i)
             return queue.o
@@ -136,7 +140,7 @@ class Engine(wiring.Component):
         connect(m, array_jobs, sequencer.jobs)
         connect(m, queued(dispatcher.output, "output"), output.jobs)
         connect(m, store_jobs, store.jobs)
-        connect(m, queued(dispatcher.vector, "vector"), vector.jobs)
+        connect(m, queued(dispatcher.vector, "vector", VECTOR_JOB_DEPTH), vector.jobs)
 
         # Command fetch.
         m.d.comb += [

@@ -263,9 +263,7 @@ def resources(config_name: str, folder: Path, progress: Progress = lambda _: Non
     return measure(config, manifest.build, part, netlist, design)
 
 
-def synthesize(
-    family: Family, sources: Sequence[Path], top: str, folder: Path
-) -> tuple[Cells, Cells]:
+def synthesize(family: Family, sources: Sequence[Path], top: str, folder: Path) -> tuple[Cells, Cells]:
     """Run yosys on ``sources``; leave ``netlist.json`` in ``folder``.
 
     Returns the cells of the netlist, and of the design before its memories were mapped (see
