@@ -33,8 +33,8 @@ def arguments(rng: np.random.Generator, function: Function) -> F32:
     # exp(x) at the limits of float32 and at powers of two, a few units around.
     powers = np.arange(-152, 130) * (2.0**LOG2_E_POINT / LOG2_E)
     near = powers.astype(np.float32).view(np.uint32)[:, None] + np.arange(-3, 4)
-    chosen = rng.permutation(np.concatenate([at_ends, near.astype(np.uint32).ravel()]))[:6000]
-    values = np.concatenate([special_values(), random_values(rng, 3000), chosen.view(np.float32)])
+    chosen = rng.permutation(np.concatenate([at_ends, near.astype(np.uint32).ravel()]))[:3000]
+    values = np.concatenate([special_values(), random_values(rng, 1500), chosen.view(np.float32)])
     return rng.permutation(values)
 
 

@@ -19,7 +19,7 @@ def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
 
 def operands(rng: np.random.Generator) -> tuple[F32, F32, F32]:
     """Any numbers, special ones in every place, and ``c`` equal or close to the product or its negative."""
-    count, special = 1500, special_values()
+    count, special = 1000, special_values()
     a, b, c = (random_values(rng, count) for _ in range(3))
     for x in (a, b, c):
         chosen = rng.random(count) < 0.25
