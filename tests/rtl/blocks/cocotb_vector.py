@@ -109,22 +109,25 @@ class Surroundings:
         flat = b"".join(word.to_bytes(size, "little") for word in self.words)
         return np.frombuffer(flat, np.float32).reshape(-1, self._config.lanes)
 
-    async def run(self, jobs: list[dict], *, cycles: int = 30_000, hold: int | None = None) -> None:
-        """Until all jobs have been taken and the unit is idle, or has found an error; ``hold`` is what pause is, else
-        it is at random."""
+    async def run(self, jobs: list[dict], *, cycles: int = 30_000, hold: int | None = None, deaf: int = 0) -> None:
+        """Until all jobs have been taken and the unit is idle, or has found an error.
+
+        ``hold`` is what pause is, else it is at random. For the first ``deaf`` cycles nothing is taken from the unit.
+        """
         block, rng = self.block, self._rng
         tasks = [
             cocotb.start_soon(send(block, block.jobs, jobs, rng)),
-            cocotb.start_soon(receive(block, block.activations, self.activations, rng)),
             cocotb.start_soon(receive(block, block.transfers, self.transfers, rng)),
         ]
         holding, storing, granting = (pauses(rng) for _ in range(3))
         data = deque([0, 0], VectorMemory.read_latency)
-        stored, requested = 0, False
-        for _ in range(cycles):
+        begun, stored, requested = 0, 0, False
+        for cycle in range(cycles):
+            if cycle == deaf:
+                tasks.append(cocotb.start_soon(receive(block, block.activations, self.activations, rng)))
             block.read_data.drive(data[0])
             block.pause.drive(int(holding()) if hold is None else hold)
-            store = stored < len(self.beats) and not storing()
+            store = cycle >= deaf and stored < len(self.beats) and not storing()
             block.stored.drive(int(store))
             grant = requested and not granting()
             block.grant.drive(int(grant))
@@ -144,16 +147,17 @@ class Surroundings:
             wait = block.wait.fields()
             if grant:
                 self.waits.append((wait.mask, wait.index))
+                begun += 1
             requested = bool(wait.request) and not grant
             error = block.error.fields()
             self.error = (error.code, error.index)
             busy = block.busy.sample()
             await block.drive()
-            if (len(self.waits) == len(jobs) and not busy) or error.code:
+            if (begun == len(jobs) and not busy) or error.code:
                 for task in tasks:
                     task.cancel()
                 return
-        raise AssertionError(f"the unit is busy after {cycles} cycles, {len(self.waits)} of {len(jobs)} jobs begun")
+        raise AssertionError(f"the unit is busy after {cycles} cycles, {begun} of {len(jobs)} jobs begun")
 
     def memory(self) -> dict[int, int]:
         """The bytes that the beats have written, at the addresses of the transfers."""
@@ -217,6 +221,8 @@ def random_vector(rng: np.random.Generator, regions: np.ndarray, shape: tuple[in
         places[0] = places[3]
         step |= Step.A
     flags = VectorFlag(int(rng.integers(0, 128)))
+    if rng.random() < 0.5:
+        flags |= VectorFlag.MASK | VectorFlag.CAUSAL
     if flags & VectorFlag.SQUARE:
         flags &= ~VectorFlag.B_VALUE
     reduce = int(rng.integers(0, 4))
@@ -239,7 +245,7 @@ def random_vector(rng: np.random.Generator, regions: np.ndarray, shape: tuple[in
         function=int(rng.choice([0, rng.integers(0, 4)])),
         reduce=reduce,
         offset=int(rng.integers(0, min(tokens, 4) + 1)),
-        window=int(rng.choice([0, 1, 3, 10, 40])),
+        window=int(rng.choice([0, 1, 2, 3, 5, 9, 40])),
         flags=flags,
         wait=int(rng.integers(0, 256)),
         signal=int(rng.integers(1, 256)),
@@ -474,6 +480,30 @@ async def memory_equals_the_model(dut, kind: str) -> None:
     assert indices == sorted(indices)
     assert transfers[-1].signal
     assert not around.signals
+
+
+@cocotb.test(timeout_time=100, timeout_unit="us")
+async def nothing_is_lost_while_nothing_is_taken(dut) -> None:
+    """More words than the queue to the activation buffer holds, more beats than the store buffer."""
+    rng = np.random.default_rng(23)
+    config = bench_config()
+    block = Block(dut, "vector", blocks(config)["vector"])
+    await block.reset()
+    vectors = rng.standard_normal((config.vector_words, config.lanes)).astype(np.float32)
+    words = 60 * PARAMETER_BEATS
+    vectors[1000] = np.abs(vectors[:words]).max()
+    vectors[1001] = row_scales(vectors[1000])[1]
+    quantize = Quantize(words=words, a_start=0, largest=1000, inverse=1001, activation=5, pitch=0, row=0, signal=1)
+    around = Surroundings(block, config, rng, vectors)
+    await around.run([job_of(quantize, 0)], deaf=words + 200)
+    found = [block.activations.payload.shape.from_bits(bits) for bits in around.activations]
+    expected = VectorUnit.model(config, quantize, vectors, words=words).activations
+    assert [(item.address, list(item.word.mantissa), list(item.word.shift)) for item in found] == expected
+
+    store = Store(words=STORE_BEATS + 100, outer=2, a_start=0, a_outer=1000, output=NOWHERE)
+    await around.run([job_of(store, 1, first=1 << 20)], deaf=2 * STORE_BEATS)
+    results = VectorUnit.model(config, store, vectors, words=store.words, first=1 << 20)
+    assert around.memory() == results.memory
 
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
