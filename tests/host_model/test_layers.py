@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import lepton.ai as lai
 from lepton.errors import InputError
@@ -36,6 +44,14 @@ def qwen2() -> PreTrainedModel:
     return model
 
 
+def qwen3() -> PreTrainedModel:
+    model = Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=32))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
+    return model
+
+
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
     "one-key-head": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 1})),
@@ -44,6 +60,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0})
     ),
     "qwen2": qwen2,
+    "qwen3": qwen3,
 }
 
 

@@ -129,6 +129,9 @@ class Layout:
         for i, layer in enumerate(spec.layers):
             streams.append((("attention_norm", i), 4 * spec.hidden))
             linear("qkv", i, layer.attention.qkv.weights, bias=layer.attention.qkv.bias is not None)
+            for name in ("query_norm", "key_norm"):
+                if getattr(layer.attention, name) is not None:
+                    streams.append(((name, i), 4 * spec.head_size))
             linear("output", i, layer.attention.output.weights, bias=layer.attention.output.bias is not None)
             streams.append((("mlp_norm", i), 4 * spec.hidden))
             for chunk in range(self.chunks):
@@ -142,7 +145,8 @@ class Layout:
     def _pack(self, name: str, layer: int) -> Bytes:
         spec = self.spec
         if name.endswith("norm"):
-            values = spec.norm if name == "norm" else getattr(spec.layers[layer], name)
+            part = spec if name == "norm" else spec.layers[layer]
+            values = getattr(part.attention if name in ("query_norm", "key_norm") else part, name)
             return values.astype("<f4").view(np.uint8)
         if name.startswith("gate_up_"):
             linear = _gate_up(spec, layer, int(name.removeprefix("gate_up_")), self.chunks)
@@ -158,7 +162,7 @@ class Layout:
 def _mlp_chunks(spec: DecoderSpec, config: HardwareConfig) -> int:
     """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
     blocks = spec.inner // config.array_size
-    return next(chunks for chunks in (4, 3, 2, 1) if blocks % chunks == 0)
+    return next(chunks for chunks in (8, 6, 4, 3, 2, 1) if blocks % chunks == 0)
 
 
 def _gate_up(spec: DecoderSpec, layer: int, chunk: int, chunks: int) -> Linear:
@@ -464,14 +468,7 @@ class _StepCompiler:
         squares, factor = self.scalars
         self.fetch(self.norm_weight, words, self.layout.weights(name, layer))
         self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=squares)
-        self.vector(
-            rows,
-            Rows(squares),
-            b=float(np.float32(1 / spec.hidden)),
-            c=float(np.float32(spec.epsilon)),
-            function=Function.RSQRT,
-            target=Rows(factor),
-        )
+        self.root_mean_squares(rows, squares, factor, spec.hidden)
         self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
         self.vector(
             words,
@@ -504,6 +501,7 @@ class _StepCompiler:
             bias=linear.bias is not None,
         )
         self.arena.release(scratch)
+        self.normalize_heads(layer, qkv)
         self.rotate(qkv)
         largest, inverse = self.scalars
         self.vector(head, qkv, outer=rows, inner=heads, reduce=Reduce.ABSOLUTE, reduced=largest)
@@ -530,6 +528,37 @@ class _StepCompiler:
         )
         self.vector(hidden, branch, c=x, outer=rows, target=x)
         self.arena.release(mark)
+
+    def normalize_heads(self, layer: int, qkv: Rows) -> None:
+        """RMS norms of query and key heads, in the families that have them."""
+        spec, rows = self.spec, self.rows
+        head = self.words(spec.head_size)
+        attention = spec.layers[layer].attention
+        for name, first, count in (("query_norm", 0, spec.heads), ("key_norm", spec.heads, spec.key_heads)):
+            if getattr(attention, name) is None:
+                continue
+            mark = self.arena.mark()
+            weight = self.arena.allocate(head)
+            part = Rows(qkv.start + first * head, qkv.outer, qkv.inner)
+            self.fetch(weight, head, self.layout.weights(name, layer))
+            squares, factor = self.scalars
+            self.vector(head, part, square=True, outer=rows, inner=count, reduce=Reduce.SUM, reduced=squares)
+            self.root_mean_squares(rows * count, squares, factor, spec.head_size)
+            scaled = {"outer": rows, "inner": count, "target": part}
+            self.vector(head, part, b=Rows(factor, count, 1), broadcast=Step.B, **scaled)
+            self.vector(head, part, b=Rows(weight), **scaled)
+            self.arena.release(mark)
+
+    def root_mean_squares(self, count: int, squares: int, factor: int, length: int) -> None:
+        """Reciprocal roots of the means of ``count`` sums of ``length`` squares."""
+        self.vector(
+            count,
+            Rows(squares),
+            b=float(np.float32(1 / length)),
+            c=float(np.float32(self.spec.epsilon)),
+            function=Function.RSQRT,
+            target=Rows(factor),
+        )
 
     def rotate(self, qkv: Rows) -> None:
         """Rotary positions of queries and keys: pairs (k, k + D / 2)."""

@@ -23,6 +23,8 @@ _LAYER = (
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+"""Norms of each head, in some families."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class _Parts:
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
             raise _Unlike("its weights are not all float32")
         expected = {f"{name}.weight" for name in (*_LAYER, *_NORMS)}
-        optional = {f"{name}.bias" for name in _LAYER}
+        optional = {f"{name}.bias" for name in _LAYER} | {f"{name}.weight" for name in _HEAD_NORMS}
         for index, layer in enumerate(self.layers):
             names = {name for name, _ in layer.named_parameters()}
             if missing := expected - names:
@@ -116,7 +118,10 @@ class _Parts:
                 _apply(getattr(attention, f"{name}_proj"), normed).view(len(ids), -1, self.head_size).transpose(0, 1)
                 for name in "qkv"
             )
-            q, k = (_rotate(part, cosines, sines) for part in (q, k))
+            q, k = (
+                _rotate(part if norm is None else self._normalize(part, norm), cosines, sines)
+                for part, norm in ((q, getattr(attention, "q_norm", None)), (k, getattr(attention, "k_norm", None)))
+            )
             k, v = (part.repeat_interleave(len(q) // len(k), 0) for part in (k, v))
             weights = softmax(q @ k.transpose(1, 2) * self.head_size**-0.5 + mask, -1)
             x = x + _apply(attention.o_proj, (weights @ v).transpose(0, 1).flatten(1))
@@ -140,6 +145,8 @@ class _Parts:
                     attention=Attention(
                         qkv=_joined(_quantized(getattr(attention, f"{name}_proj")) for name in "qkv"),
                         output=_quantized(attention.o_proj),
+                        query_norm=_norm(getattr(attention, "q_norm", None)),
+                        key_norm=_norm(getattr(attention, "k_norm", None)),
                     ),
                     mlp_norm=norms[1].weight.detach().numpy(),
                     mlp=Mlp(*(_quantized(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))),
@@ -193,6 +200,10 @@ def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 def _quantized(module: Any) -> Linear:
     weights = quantize_weights(module.weight.detach().numpy())
     return Linear(weights, None if module.bias is None else module.bias.detach().numpy())
+
+
+def _norm(module: Any) -> F32 | None:
+    return None if module is None else module.weight.detach().numpy()
 
 
 def _joined(linears: Any) -> Linear:

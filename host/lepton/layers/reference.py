@@ -88,17 +88,21 @@ class ReferenceEngine:
 
     def _normalize(self, x: F32, weight: F32) -> F32:
         squares = reduce_rows(float_add, float_multiply(x, x))
-        mean = float_multiply(squares, np.float32(1 / self.spec.hidden))
+        mean = float_multiply(squares, np.float32(1 / len(weight)))
         factor = rsqrt(float_add(mean, np.float32(self.spec.epsilon)))
-        return float_multiply(float_multiply(x, factor[:, None]), weight)
+        return float_multiply(float_multiply(x, factor[..., None]), weight)
 
     def _attention(
         self, index: int, attention: Attention, x: F32, cosines: F32, sines: F32, sequence: KeyValues
     ) -> F32:
         spec = self.spec
         qkv = self._linear(attention.qkv, x).reshape(len(x), -1, spec.head_size)
-        rotated, values = np.split(qkv, [spec.heads + spec.key_heads], axis=1)
-        queries, keys = np.split(_rotate(rotated, cosines, sines), [spec.heads], axis=1)
+        queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.key_heads], axis=1)
+        if attention.query_norm is not None:
+            queries = self._normalize(queries, attention.query_norm)
+        if attention.key_norm is not None:
+            keys = self._normalize(keys, attention.key_norm)
+        queries, keys = (_rotate(part, cosines, sines) for part in (queries, keys))
         sequence.append(index, keys, values)
         mixed = np.empty_like(queries)
         for head in range(spec.heads):

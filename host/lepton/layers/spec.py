@@ -20,6 +20,9 @@ class Attention:
     qkv: Linear
     """Queries of all heads, then keys, then values."""
     output: Linear
+    query_norm: F32 | None = None
+    """Weight [head size] of an RMS norm of each query head, before the rotation."""
+    key_norm: F32 | None = None
 
 
 @dataclass(frozen=True, eq=False)
