@@ -416,12 +416,13 @@ class VectorUnit(wiring.Component):
                 m.d.sync += [cost.eq(config.lanes), pace.eq(config.lanes - 1)]
             with m.If(kind.store | (kind.value & group)):
                 m.d.sync += cost.eq(1)
-        leave_hole = Signal()
-        m.d.sync += leave_hole.eq(sequencer.issue & self.pause & kind.vector)
-        m.d.comb += [
-            may_start.eq(write_back.room & transfers.ready),
-            may_issue.eq(has_room & (activations.room | ~kind.quantize) & ~pace.any() & ~leave_hole & ~failed),
-        ]
+        # Known a cycle ahead, as the decision has a long way to go.
+        paced = kind.key & (sequencer.word | is_largest)
+        holed = kind.vector & sequencer.issue & self.pause
+        m.d.sync += may_issue.eq(
+            has_room & (activations.room | ~kind.quantize) & ~paced & ~(pace > 1) & ~holed & ~failed
+        )
+        m.d.comb += may_start.eq(write_back.room & transfers.ready)
 
         # Through the lanes, and beside them.
         item_layout = data.StructLayout({"word": 1, "row_end": 1, "last_inner": 1, "largest": 1})

@@ -4,6 +4,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from .delay import delay
 from .jobs import COUNT_BITS
 
 B, C, A = 0, 1, 2
@@ -41,13 +42,16 @@ class AddressWalker(wiring.Component):
         position, row, outer_row, following = (
             Signal(COUNT_BITS + 1, name=name, reset_less=True) for name in ("position", "row", "outer_row", "following")
         )
-        m.d.sync += following.eq(Mux(self.last_inner, outer_row, row) + Mux(self.last_inner, self.outer, self.inner))
+        # The first row of an i is noted one cycle late; until then it is the row itself.
+        moved = delay(m, self.row & self.last_inner, 1, "moved", reset_less=False)
+        base = Mux(self.last_inner & ~moved, outer_row, row)
+        m.d.sync += following.eq(base + Mux(self.last_inner, self.outer, self.inner))
         with m.If(self.word):
             m.d.sync += position.eq(position + 1)
         with m.If(self.row):
             m.d.sync += [position.eq(following), row.eq(following)]
-            with m.If(self.last_inner):
-                m.d.sync += outer_row.eq(following)
+        with m.If(moved):
+            m.d.sync += outer_row.eq(row)
         with m.If(self.load):
             m.d.sync += [position.eq(self.start), row.eq(self.start), outer_row.eq(self.start)]
         m.d.comb += [self.address.eq(position), self.outside.eq(position[len(self.address) :].any())]
