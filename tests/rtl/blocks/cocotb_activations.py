@@ -184,3 +184,42 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
     await block.drive()
     await block.settle()
     assert not block.busy.sample()
+
+
+@cocotb.test(timeout_time=50, timeout_unit="us")
+async def fetched_words_wait_in_the_queue(dut) -> None:
+    """While the vector memory takes none, no beat more may be read than the queue holds; then a word a cycle goes."""
+    config = bench_config()
+    block = Block(dut, "load", blocks(config)["load"])
+    await block.reset()
+    words = LOAD_BEATS + 10
+    transfer = {"address": 0, "beats": words, "index": 3}
+    block.jobs.payload.drive({"transfer": transfer, "fetch": 1, "words": words, "target": 7, "signal": 1})
+    block.jobs.valid.drive(1)
+    block.grant.drive(1)
+    await block.drive()
+    block.grant.drive(0)
+    block.transfers.ready.drive(1)
+    await block.drive()
+    block.jobs.valid.drive(0)
+    sent = released = 0
+    placed: list[tuple[int, int]] = []
+    times = []
+    for cycle in range(2 * words + 20):
+        block.fetch.ready.drive(int(cycle > words))
+        give = sent < min(words, LOAD_BEATS + released)
+        block.beat_valid.drive(int(give))
+        block.beat.drive(sent)
+        await block.settle()
+        released += block.released.sample()
+        if cycle <= words:
+            assert not released
+        elif block.fetch.valid.sample():
+            word = block.fetch.payload.fields()
+            placed.append((word.address, word.data))
+            times.append(cycle)
+        sent += give
+        await block.drive()
+    assert placed == [(7 + word, word) for word in range(words)]
+    assert times == list(range(times[0], times[0] + words))
+    assert released == words
