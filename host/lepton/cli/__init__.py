@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, model, rtl
+from . import bench, estimate, model, rtl
 from .common import Group
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command()(model.run)
 app.command()(model.explain)
 app.command()(model.devices)
+app.command()(estimate.estimate)
 app.add_typer(model.models, name="models")
 app.add_typer(model.evaluate, name="eval")
 app.add_typer(bench.app, name="bench")

@@ -1,0 +1,172 @@
+"""What the steps of a decoder take: cycles, bytes and what limits them."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_hw.commands import Command, Context, Fetch
+from lepton_hw.config import HardwareConfig
+
+from ..errors import InputError
+from ..layers.decoder import DecoderCompiler, Layout, StepShape, obstacle
+from ..layers.engine import CONTEXTS
+from ..layers.spec import DecoderSpec
+from .boards import Memory
+from .machine import Run, execute
+
+SIMULATED_LAYERS = 3
+"""A first, a last, and one for all between them, which are alike."""
+
+KINDS = ("attention", "mlp", "head")
+RESOURCES = ("memory", "array", "vector")
+"""What can be the limit: the memory bus, the array, the vector unit."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of layer, or everything."""
+
+    name: str
+    cycles: float
+    """Of all layers of its kind, from the end of what is before."""
+    macs: int
+    """Multiplications of int8 with int8, padding included."""
+    bytes: int
+    """Read and written by its commands."""
+    utilization: dict[str, float]
+    """Of each resource: beats moved over those that memory delivers, rows in the array over cycles, and the share of
+    cycles in which a vector command is under way."""
+
+    @property
+    def limit(self) -> str:
+        """The busiest resource."""
+        return max(self.utilization, key=lambda name: self.utilization[name])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The new tokens of a sequence."""
+
+    tokens: int
+    context: int
+    """Tokens of the sequence with them."""
+    cycles: float
+    parts: tuple[Part, ...]
+    """By kind of layer."""
+    total: Part
+    commands: tuple[Command, ...]
+    """Of the last list, with no more than :data:`SIMULATED_LAYERS` layers."""
+    run: Run
+    """What it did."""
+
+
+def estimate(
+    spec: DecoderSpec, config: HardwareConfig, memory: Memory, *, context: int, tokens: int = 1, capacity: int = 0
+) -> Estimate:
+    """What ``tokens`` new tokens take that make a sequence of ``context`` tokens.
+
+    Caches have room for ``capacity`` tokens, or for the context.
+
+    Raises :class:`InputError` for a decoder or a step that the build cannot run.
+    """
+    if reason := obstacle(spec, config):
+        raise InputError(f"decoder: must fit the array of '{config.name}', but its {reason}")
+    if not 1 <= tokens <= context <= CONTEXTS[-1]:
+        raise InputError(
+            f"estimate: must be 1 to {CONTEXTS[-1]} tokens of context with 1 to as many new ones, not {tokens} of "
+            f"{context}"
+        )
+    layers = len(spec.layers)
+    simulated = replace(spec, layers=spec.layers[: min(layers, SIMULATED_LAYERS)])
+    layout = Layout(simulated, config, slots=1, context=max(context, capacity))
+    repeats = [1] * len(simulated.layers)
+    if layers > SIMULATED_LAYERS:
+        repeats[1] = layers - SIMULATED_LAYERS + 1
+    totals = np.zeros((len(KINDS), 3 + len(RESOURCES)))
+    commands, run = (), Run()
+    for commands in _steps(layout, context, tokens):
+        run = execute(config, commands, memory)
+        totals += _attribute(config, layout, commands, run, repeats)
+    parts = tuple(_part(name, row, memory) for name, row in zip(KINDS, totals, strict=True))
+    total = _part("token" if tokens == 1 else "prompt", totals.sum(axis=0), memory)
+    return Estimate(tokens, context, total.cycles, parts, total, tuple(commands), run)
+
+
+def sections(layout: Layout, commands: Sequence[Command]) -> list[int]:
+    """The first command of each part of a step: attention and MLP of each layer, the head."""
+    keys = [(name, i) for i in range(len(layout.spec.layers)) for name in ("attention_norm", "mlp_norm")]
+    wanted = [layout.weights(*key) for key in (*keys, ("norm", 0))]
+    found = [i for i, command in enumerate(commands) if isinstance(command, Fetch) and command.source in wanted]
+    return [0, *found[1:]]
+
+
+def _steps(layout: Layout, context: int, tokens: int) -> Iterator[list[Command]]:
+    """The lists of a prompt's row blocks, as many rows each as the build has room for."""
+    compiler = DecoderCompiler(layout)
+    at = context - tokens
+    compiled: dict[tuple[int, int], list[Command]] = {}
+    most: dict[int, int] = {}
+    while at < context:
+        count = min(context - at, layout.config.array_size)
+        while True:
+            room = min(layout.context, next(limit for limit in CONTEXTS if limit >= at + count))
+            count = min(count, most.get(room, count))
+            try:
+                if (count, room) not in compiled:
+                    compiled[count, room] = compiler.compile(StepShape(slots=(0,), tokens=count, context=room))
+                break
+            except InputError:
+                if count == 1:
+                    raise
+                count = most[room] = count // 2
+        at += count
+        yield [
+            Context(first=command.first, tokens=(at,)) if isinstance(command, Context) else command
+            for command in compiled[count, room]
+        ]
+
+
+def _attribute(
+    config: HardwareConfig, layout: Layout, commands: Sequence[Command], run: Run, repeats: Sequence[int]
+) -> NDArray[np.float64]:
+    """Cycles, MACs, bytes and busy cycles of the resources, of each kind."""
+    begins = sections(layout, commands)
+    ends = [*begins[1:], len(commands)]
+    edges = np.maximum.accumulate([0, *(max(run.done[begin:end]) for begin, end in zip(begins, ends, strict=True))])
+    rows = np.diff(_before(run.tiles, edges))
+    beats = np.diff(_before(run.reads, edges)) + np.diff(_before(run.writes, edges))
+    busy = np.zeros(len(begins))
+    for activity in run.activities:
+        if activity.unit == "vector":
+            first = bisect_right(edges, activity.begin) - 1
+            for i in range(max(0, first), len(begins)):
+                if edges[i] >= activity.end:
+                    break
+                busy[i] += max(0, min(activity.end, edges[i + 1]) - max(activity.begin, edges[i]))
+    macs = rows * config.array_size**2
+    table = np.stack([np.diff(edges), macs, beats * config.beat_bytes, beats, rows, busy], axis=1)
+    totals = np.zeros((len(KINDS), table.shape[1]))
+    for i, row in enumerate(table[:-1]):
+        totals[i % 2] += repeats[i // 2] * row
+    totals[2] += table[-1]
+    return totals
+
+
+def _before(series: Sequence[tuple[int, int]], edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of what a series has before each of ``edges``."""
+    values = np.array(sorted(series), np.int64).reshape(-1, 2)
+    sums = np.concatenate([[0], np.cumsum(values[:, 1])])
+    result = sums[np.searchsorted(values[:, 0], edges)]
+    result[-1] = sums[-1]
+    return result
+
+
+def _part(name: str, row: NDArray[np.float64], memory: Memory) -> Part:
+    cycles, macs, nbytes, *busy = row.tolist()
+    most = cycles or 1.0
+    utilization: dict[str, float] = dict(zip(RESOURCES, (value / most for value in busy), strict=True))
+    utilization["memory"] /= memory.delivered
+    return Part(name, cycles, round(macs), round(nbytes), utilization)
