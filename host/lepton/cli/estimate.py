@@ -1,11 +1,12 @@
 """The command that estimates a model's speed on a board."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lepton.estimate.boards import BOARDS
 from lepton_hw.config import get_config
@@ -22,7 +23,8 @@ def estimate(
     context: Annotated[int, typer.Option(min=1, help="Tokens of the sequence with the new ones.")] = 256,
     tokens: Annotated[int, typer.Option(min=1, help="New tokens: 1 generates, more read a prompt.")] = 1,
     trace: Annotated[
-        Path | None, typer.Option(help="Write the units' timeline of the last list for Perfetto, as JSON.")
+        Path | None,
+        typer.Option(help="Write the timeline of the last list, of 3 layers at most, as JSON for Perfetto."),
     ] = None,
     roofline: Annotated[Path | None, typer.Option(help="Write a roofline diagram as SVG.")] = None,
     json: JsonOption = False,
@@ -31,30 +33,35 @@ def estimate(
     from lepton.estimate import decoder_shape, get_board
     from lepton.estimate import estimate as run
     from lepton.estimate.report import to_dict
+    from lepton.estimate.roofline import roofline as draw
+    from lepton.estimate.trace import timeline
 
     chosen = get_board(board)
     build = get_config(config or chosen.config)
     memory = chosen.memory(build)
     result = run(decoder_shape(model), build, memory, context=context, tokens=tokens)
     report = to_dict(result, build, chosen, memory)
+    if trace is not None:
+        trace.write_text(dumps(timeline(result.commands, result.run, clock=chosen.clock)))
+    if roofline is not None:
+        roofline.write_text(draw(result, build, chosen, memory))
     if json:
         print_json(report)
         return
-    table = Table("", "cycles", "share", "ms", "MB", "memory", "array", "vector", "limit")
+    columns = ("", "Mcycles", "ms", "MB", "memory", "array", "vector", "limit")
+    table = Table(columns[0], *(Column(name, justify="right") for name in columns[1:-1]), columns[-1])
     for part in (*report["parts"], report["total"]):
-        shares = (f"{part['utilization'][name]:.0%}" for name in ("memory", "array", "vector"))
         table.add_row(
             part["name"],
-            f"{part['cycles']:,.0f}",
-            f"{part['cycles'] / report['cycles']:.0%}",
-            f"{part['seconds'] * 1e3:.3g}",
+            f"{part['cycles'] / 1e6:.3f}",
+            f"{part['seconds'] * 1e3:.1f}",
             f"{part['bytes'] / 1e6:.1f}",
-            *shares,
+            *(f"{share:.0%}" for share in part["utilization"].values()),
             part["limit"],
         )
-    console = Console()
+    console = Console(highlight=False)
     console.print(table)
     console.print(
         f"{build.name} on {chosen.name}, {chosen.clock:g} MHz: {report['tokens_per_second']:.4g} tokens/s, "
-        f"{report['bytes_per_second'] / 1e9:.3g} GB/s"
+        f"{report['bytes_per_second'] / 1e9:.3g} of {report['memory_gb_per_second']:.3g} GB/s"
     )

@@ -1,4 +1,4 @@
-"""Estimates as plain numbers, timelines and diagrams."""
+"""Estimates as plain numbers."""
 
 from typing import Any
 

@@ -1,0 +1,45 @@
+"""Timelines of estimated lists for Perfetto, in the JSON of Chrome's trace events."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lepton_hw.commands import FIELDS, Command
+
+from .machine import Run
+
+UNITS = ("dispatch", "load", "stream", "array", "output", "vector", "store")
+"""One track each, in this order."""
+
+
+def timeline(commands: Sequence[Command], run: Run, *, clock: float) -> dict[str, Any]:
+    """The trace events of a list on a core of ``clock`` MHz; times are in microseconds."""
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "lepton"}},
+    ]
+    for number, unit in enumerate(UNITS):
+        events.append({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": unit}})
+        events.append({"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": number, "args": {"sort_index": number}})
+    for activity in run.activities:
+        command = commands[activity.command]
+        events.append(
+            {
+                "ph": "X",
+                "name": command.opcode.name,
+                "cat": activity.unit,
+                "pid": 0,
+                "tid": UNITS.index(activity.unit),
+                "ts": activity.begin / clock,
+                "dur": (activity.end - activity.begin) / clock,
+                "args": {
+                    "command": activity.command,
+                    "cycles": activity.end - activity.begin,
+                    **_fields(command),
+                },
+            }
+        )
+    return {"displayTimeUnit": "ns", "traceEvents": events}
+
+
+def _fields(command: Command) -> dict[str, str]:
+    values = {field.name: getattr(command, field.name) for field in FIELDS[command.opcode] if field.name != "opcode"}
+    return {name: str(value) for name, value in values.items() if value != 0}
