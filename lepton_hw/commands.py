@@ -579,14 +579,15 @@ def decode(data: bytes) -> Command:
         raise CommandError(f"{opcode.name}: bits outside the fields must be zero; encode it with this release")
     del values["opcode"]
     if opcode is Opcode.CONTEXT:
-        count = values.pop("count")
-        tokens = [values.pop(f"tokens_{i}") for i in range(CONTEXTS_PER_COMMAND)]
+        numbers = {name: value for name, value in values.items() if isinstance(value, int)}
+        count = numbers.pop("count")
+        tokens = [numbers.pop(f"tokens_{i}") for i in range(CONTEXTS_PER_COMMAND)]
         if not 1 <= count <= CONTEXTS_PER_COMMAND or any(tokens[count:]):
             raise CommandError(
                 f"CONTEXT: count must be 1 to {CONTEXTS_PER_COMMAND} and tokens beyond it zero, not {count}, {tokens}; "
                 f"encode it with this release"
             )
-        values["tokens"] = tuple(tokens[:count])
+        return Context(**numbers, tokens=tuple(tokens[:count]))
     return COMMANDS[opcode](**values)  # type: ignore[arg-type]
 
 

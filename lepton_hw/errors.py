@@ -44,5 +44,4 @@ class ErrorCode(IntEnum):
     SEMAPHORE = 8
     """A semaphore was signalled beyond its maximum, or waited for with nothing left to signal it."""
     RANGE = 9
-    """A row of an operand or result leaves the vector memory, the activation buffer or the row scale table, or a token
-    its context."""
+    """A row of an operand or result leaves the vector memory, the activation buffer or the row scale table."""

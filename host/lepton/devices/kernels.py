@@ -5,6 +5,7 @@ else, and all wait for each other after every step.
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -12,7 +13,6 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from lepton_hw.commands import (
-    FIELDS,
     AppendFlag,
     Combine,
     Function,
@@ -31,10 +31,65 @@ from lepton_hw.numerics import MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARG
 from .floats import ZERO, apply_row, combine_row, flush, reduce_row
 from .tiles import ROWS, block_products
 
-_names = dict.fromkeys(field.name for fields in FIELDS.values() for field in fields)
-Column = IntEnum("Column", ["INDEX", *(name.upper() for name in _names if "tokens_" not in name)], start=0)
-"""Columns of a decoded list [steps, columns], int64: the index of the command, and its fields. An address is a byte
-offset in memory, or negative if it lies before it."""
+
+class Column(IntEnum):
+    """Columns of a decoded list [steps, columns], int64: the index of the command, and the fields of every opcode.
+
+    An address is a byte offset in memory, or negative if it lies before it.
+    """
+
+    INDEX = 0
+    OPCODE = 1
+    FLAGS = 2
+    WAIT = 3
+    SIGNAL = 4
+    ROWS = 5
+    WORDS = 6
+    ACTIVATION = 7
+    ROW = 8
+    SOURCE = 9
+    BLOCKS = 10
+    STREAM_WAIT = 11
+    READ_SIGNAL = 12
+    WEIGHTS = 13
+    OUTPUT = 14
+    PITCH = 15
+    CONTEXT = 16
+    STRIDE = 17
+    TARGET = 18
+    TARGET_PITCH = 19
+    OUTER = 20
+    INNER = 21
+    STEP = 22
+    COMBINE = 23
+    FUNCTION = 24
+    REDUCE = 25
+    OFFSET = 26
+    WINDOW = 27
+    A_START = 28
+    A_OUTER = 29
+    A_INNER = 30
+    B_START = 31
+    B_OUTER = 32
+    B_INNER = 33
+    C_START = 34
+    C_OUTER = 35
+    C_INNER = 36
+    TARGET_START = 37
+    TARGET_OUTER = 38
+    TARGET_INNER = 39
+    REDUCED = 40
+    B_VALUE = 41
+    C_VALUE = 42
+    LARGEST = 43
+    INVERSE = 44
+    CACHE = 45
+    SCALES = 46
+    HEAD_STRIDE = 47
+    SCALE_STRIDE = 48
+    FIRST = 49
+    COUNT = 50
+
 
 CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, STOP = range(7)
 """What :func:`execute` leaves in ``outcome``: the error and its command, counters, and the meeting it ended at."""
@@ -68,8 +123,7 @@ def _atomic(name: str):
     return intrinsic(load if name == "load" else add)
 
 
-@intrinsic
-def _yield_processor(context):
+def _yield(context):
     def generate(context, builder, signature, arguments):
         function = ir.FunctionType(ir.IntType(32), [])
         module = builder.module
@@ -80,7 +134,9 @@ def _yield_processor(context):
     return types.void(), generate
 
 
-_atomic_load, _atomic_add = _atomic("load"), _atomic("add")
+_atomic_load: Any = _atomic("load")
+_atomic_add: Any = _atomic("add")
+_yield_processor: Any = intrinsic(_yield)
 
 
 @njit("void(i8[::1], i8)", nogil=True, cache=True)

@@ -36,7 +36,7 @@ from lepton_hw.layout import (
     weight_bytes,
     words_of,
 )
-from lepton_hw.numerics import SCALE_OF_LARGEST, QuantizedWeights
+from lepton_hw.numerics import F32, SCALE_OF_LARGEST, QuantizedWeights
 
 from ..errors import InputError
 from .builder import Arena, ListBuilder, Space, Span
@@ -145,8 +145,9 @@ class Layout:
     def _pack(self, name: str, layer: int) -> Bytes:
         spec = self.spec
         if name.endswith("norm"):
-            part = spec if name == "norm" else spec.layers[layer]
-            values = getattr(part.attention if name in ("query_norm", "key_norm") else part, name)
+            block = spec.layers[layer]
+            owner = {"norm": spec, "query_norm": block.attention, "key_norm": block.attention}.get(name, block)
+            values: F32 = getattr(owner, name)
             return values.astype("<f4").view(np.uint8)
         if name.startswith("gate_up_"):
             linear = _gate_up(spec, layer, int(name.removeprefix("gate_up_")), self.chunks)
@@ -169,7 +170,8 @@ def _gate_up(spec: DecoderSpec, layer: int, chunk: int, chunks: int) -> Linear:
     """Gate and up projection of one part of the MLP's width, as one layer."""
     part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
     gate, up = spec.layers[layer].mlp.gate, spec.layers[layer].mlp.up
-    mantissa, scale = (np.concatenate([a[part], b[part]]) for a, b in zip(gate.weights, up.weights, strict=True))
+    mantissa = np.concatenate([gate.weights.mantissa[part], up.weights.mantissa[part]])
+    scale = np.concatenate([gate.weights.scale[part], up.weights.scale[part]])
     bias = None
     if gate.bias is not None and up.bias is not None:
         bias = np.concatenate([gate.bias[part], up.bias[part]])

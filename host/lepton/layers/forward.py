@@ -41,7 +41,7 @@ class DecoderForward:
     def __init__(self, model: PreTrainedModel, recognized: Recognized, decoder: Decoder) -> None:
         self._model = model
         self._recognized = recognized
-        self._decoder = decoder
+        self.decoder = decoder
         self._held: list[list[int]] = [[] for _ in range(decoder.slots)]
         """The tokens whose keys and values are in each slot."""
         self._lock = threading.Lock()
@@ -67,9 +67,9 @@ class DecoderForward:
         if kwargs.get("output_attentions") or kwargs.get("output_hidden_states"):
             raise InputError("forward: must not ask for attentions or hidden states of a device; load it on 'cpu'")
         batch, new = input_ids.shape
-        if batch > self._decoder.slots:
+        if batch > self.decoder.slots:
             raise InputError(
-                f"batch: must have at most {self._decoder.slots} sequences, not {batch}; split it, or load the model "
+                f"batch: must have at most {self.decoder.slots} sequences, not {batch}; split it, or load the model "
                 f"with a shorter context= or more memory_bytes="
             )
         use_cache = self._model.config.use_cache if use_cache is None else use_cache
@@ -110,7 +110,7 @@ class DecoderForward:
         vocabulary = self._recognized.spec.vocabulary
         logits = torch.zeros(len(ids), keep, vocabulary)
         rows = [(row_ids[row_valid].tolist(), row_valid) for row_ids, row_valid in zip(ids, valid, strict=True)]
-        free = set(range(self._decoder.slots))
+        free = set(range(self.decoder.slots))
         together: list[tuple[int, int, int, int]] = []
         for index, (tokens, row_valid) in enumerate(rows):
             wanted = int(row_valid[-keep:].sum())
@@ -127,7 +127,7 @@ class DecoderForward:
         if together:
             slots, indices, positions, tokens = zip(*sorted(together), strict=True)
             x, cosines, sines = self._inputs(list(tokens), list(positions))
-            found = self._decoder.decode(x, cosines, sines, slots=slots, positions=positions)
+            found = self.decoder.decode(x, cosines, sines, slots=slots, positions=positions)
             logits[list(indices), -1] = torch.from_numpy(found)
         return logits
 
@@ -141,11 +141,11 @@ class DecoderForward:
             if wanted == 1:
                 split = len(tokens)
                 x, cosines, sines = self._inputs(tokens[held:], list(range(held, split)))
-                return self._decoder.prefill(x, cosines, sines, slot=slot, position=held)
-            self._decoder.prefill(x, cosines, sines, slot=slot, position=held)
+                return self.decoder.prefill(x, cosines, sines, slot=slot, position=held)
+            self.decoder.prefill(x, cosines, sines, slot=slot, position=held)
             held = split
         x, cosines, sines = self._inputs(tokens[held:], list(range(held, len(tokens))))
-        return self._decoder.prefill(x, cosines, sines, slot=slot, position=held, all_logits=wanted > 1)
+        return self.decoder.prefill(x, cosines, sines, slot=slot, position=held, all_logits=wanted > 1)
 
     def _inputs(self, tokens: list[int], positions: list[int]) -> tuple[F32, F32, F32]:
         cosines, sines = self._recognized.positions(torch.tensor(positions))

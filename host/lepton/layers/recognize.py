@@ -63,9 +63,9 @@ class _Parts:
         self.base = _call(model, "get_decoder")
         if not isinstance(self.embedding, nn.Embedding) or not isinstance(self.head, nn.Linear):
             raise _Unlike("it has no embedding of tokens or no language-model head")
-        self.layers = getattr(self.base, "layers", None)
-        self.norm = getattr(self.base, "norm", None)
-        self.rotary = getattr(self.base, "rotary_emb", None)
+        self.layers: Any = getattr(self.base, "layers", None)
+        self.norm: Any = getattr(self.base, "norm", None)
+        self.rotary: Any = getattr(self.base, "rotary_emb", None)
         if not isinstance(self.layers, nn.ModuleList) or not len(self.layers) or self.norm is None:
             raise _Unlike("it has no list of layers with a norm behind it")
         if self.rotary is None:
@@ -88,8 +88,7 @@ class _Parts:
 
     def positions(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, head size / 2]."""
-        rotary: Any = self.rotary
-        cosines, sines = rotary(torch.zeros(1), positions[None])
+        cosines, sines = self.rotary(torch.zeros(1), positions[None])
         half = self.head_size // 2
         return cosines[0, :, :half], sines[0, :, :half]
 

@@ -88,8 +88,8 @@ class ReferenceEngine:
 
     def _normalize(self, x: F32, weight: F32) -> F32:
         squares = reduce_rows(float_add, float_multiply(x, x))
-        mean = float_multiply(squares, np.float32(1 / len(weight)))
-        factor = rsqrt(float_add(mean, np.float32(self.spec.epsilon)))
+        mean = float_multiply(squares, _number(1 / len(weight)))
+        factor = rsqrt(float_add(mean, _number(self.spec.epsilon)))
         return float_multiply(float_multiply(x, factor[..., None]), weight)
 
     def _attention(
@@ -116,8 +116,12 @@ class ReferenceEngine:
 
     def _mlp(self, mlp: Mlp, x: F32) -> F32:
         gate, up = self._linear(mlp.gate, x), self._linear(mlp.up, x)
-        sigmoid = reciprocal(float_add(exponential(-gate), np.float32(1)))
+        sigmoid = reciprocal(float_add(exponential(-gate), _number(1)))
         return self._linear(mlp.down, float_multiply(float_multiply(gate, sigmoid), up))
+
+
+def _number(value: float) -> F32:
+    return np.array(value, np.float32)
 
 
 def _rotate(x: F32, cosines: F32, sines: F32) -> F32:
@@ -138,7 +142,7 @@ def _attend(queries: F32, keys: QuantizedWeights, values: QuantizedWeights) -> F
     tokens = len(keys.mantissa)
     rows = quantize_rows(queries)
     products = accumulate(rows.mantissa, rows.shift, keys.mantissa)
-    scores = float_multiply(scale_output(products, rows.scale, keys.scale, None), np.float32(len(queries[0]) ** -0.5))
+    scores = float_multiply(scale_output(products, rows.scale, keys.scale, None), _number(len(queries[0]) ** -0.5))
     result = np.empty_like(queries)
     for i, row in enumerate(scores):
         seen = tokens - len(queries) + i + 1
