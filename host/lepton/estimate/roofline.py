@@ -7,10 +7,13 @@ from html import escape
 from lepton_hw.config import HardwareConfig
 
 from .boards import Board, Memory
-from .model import Estimate, Part
+from .model import Estimate
 
 _WIDTH, _HEIGHT = 760, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 30, 50, 60
+_LEGEND, _LINE = 400, 18
+"""Width of the legend and height of its lines."""
+
 _COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#444444")
 
 
@@ -51,8 +54,15 @@ def roofline(estimate: Estimate, config: HardwareConfig, board: Board, memory: M
         f'<g transform="translate(20 {_HEIGHT / 2}) rotate(-90)">{_text(0, 0, "10⁹ MAC/s")}</g>',
         *_roof(x, y, ridge, peak, bandwidth),
     ]
-    for part, (intensity, speed), color in zip(parts, points, _COLORS, strict=False):
-        lines += _point(x(intensity), y(speed), part, color)
+    top = _HEIGHT - _BOTTOM - _LINE * len(parts)
+    for i, (part, (intensity, speed)) in enumerate(zip(parts, points, strict=True)):
+        label = f"{part.name}: {intensity:.3g} MAC per byte, {speed:.3g} · 10⁹ MAC/s, limit {part.limit}"
+        at = top + _LINE * i
+        lines += [
+            _dot(x(intensity), y(speed), _COLORS[i]),
+            _dot(_WIDTH - _RIGHT - _LEGEND, at - 4, _COLORS[i]),
+            _text(_WIDTH - _RIGHT - _LEGEND + 10, at, label, anchor="start"),
+        ]
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -61,10 +71,8 @@ def _title(estimate: Estimate) -> str:
     return f"{new} in a context of {estimate.context}"
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 13, color: str = "black") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{color}">{escape(text)}</text>'
-    )
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 13) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{escape(text)}</text>'
 
 
 def _grid(x: _Axis, y: _Axis) -> list[str]:
@@ -93,8 +101,5 @@ def _roof(x: _Axis, y: _Axis, ridge: float, peak: float, bandwidth: float) -> li
     ]
 
 
-def _point(x: float, y: float, part: Part, color: str) -> list[str]:
-    return [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}"/>',
-        _text(x + 9, y + 5, f"{part.name} ({part.limit})", anchor="start", color=color),
-    ]
+def _dot(x: float, y: float, color: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" fill-opacity="0.8"/>'

@@ -1,0 +1,97 @@
+"""The cycle model against the RTL."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lepton.cli.bench_layers import random_decoder
+from lepton.devices.base import Counters
+from lepton.devices.registers import RegisterDevice
+from lepton.estimate import Memory, execute, timing
+from lepton.layers import DecoderEngine
+from lepton.layers.decoder import DecoderCompiler, Layout, StepShape
+from lepton_hw.commands import Context
+from lepton_hw.config import CONFIGS, get_config
+from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
+from lepton_rtl.array import MAX_CHAIN_ROWS, SystolicArray
+from lepton_rtl.float32 import FloatCombine
+from lepton_rtl.lane import VectorLane
+from lepton_rtl.output import ScaleLane
+from lepton_rtl.quantizer import Quantizer
+from lepton_rtl.vector_operands import OperandFetch
+from lepton_rtl.vector_write import REDUCED_ROWS
+from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
+
+TOLERANCE = 0.01
+SLOW = MemoryTiming(read_latency=60, write_latency=30, read_bandwidth=160, read_outstanding=4)
+
+SHAPES = {
+    "token": ({"hidden": 128, "heads": 4, "key_heads": 2, "head_size": 64, "inner": 192}, 1, 1, 40),
+    "prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 50),
+    "batch": ({"hidden": 64, "heads": 3, "key_heads": 3, "head_size": 32, "inner": 128}, 1, 5, 70),
+}
+"""Decoders with new tokens, sequences and context."""
+
+
+def memory_of(t: MemoryTiming) -> Memory:
+    return Memory(
+        read_latency=t.read_latency,
+        write_latency=t.write_latency,
+        bandwidth=t.read_bandwidth / 256,
+        outstanding=t.read_outstanding,
+        refresh_period=t.refresh_period,
+        refresh_cycles=t.refresh_cycles,
+        shared=t.shared_bus,
+    )
+
+
+@pytest.mark.parametrize(
+    "memory", [ZERO_WAIT, MemoryTiming.latency(100), DDR, SLOW], ids=["ideal", "far", "ddr", "slow"]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cycles_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: MemoryTiming) -> None:
+    sizes, tokens, sequences, context = SHAPES[shape]
+    spec = random_decoder(1, **sizes)
+    machine = machine_of("nano", memory)
+    counted: list[Counters] = []
+    engine = DecoderEngine(RegisterDevice("rtl", machine.core, machine.config), spec, context=context, slots=sequences)
+    engine.observe = counted.append
+    rng = np.random.default_rng(2)
+    widths = (spec.hidden, spec.head_size // 2, spec.head_size // 2)
+    inputs = [rng.standard_normal((max(tokens, sequences), n)).astype(np.float32) for n in widths]
+    if tokens > 1:
+        engine.prefill(*inputs, position=context - tokens)
+    else:
+        engine.decode(*inputs, slots=range(sequences), positions=[context - 1] * sequences)
+    (found,) = counted
+
+    layout = Layout(spec, machine.config, slots=sequences, context=context)
+    step = StepShape(slots=tuple(range(sequences)), tokens=tokens, context=context)
+    commands = [
+        replace(command, tokens=(context,) * len(command.tokens)) if isinstance(command, Context) else command
+        for command in DecoderCompiler(layout).compile(step)
+    ]
+    run = execute(machine.config, commands, memory_of(memory))
+    for name in ("array_busy", "read_beats", "weight_beats", "write_beats"):
+        assert getattr(run, name) == getattr(found, name), name
+    assert run.cycles == pytest.approx(found.cycles, rel=TOLERANCE)
+    assert run.stall_weights == pytest.approx(found.stall_weights, abs=TOLERANCE * run.cycles)
+    assert run.stall_wait == pytest.approx(found.stall_wait, abs=TOLERANCE * run.cycles)
+
+
+def test_latencies_are_those_of_the_rtl() -> None:
+    assert FloatCombine.latency == timing.COMBINE
+    assert VectorLane.latency == timing.LANE
+    assert OperandFetch.latency == timing.OPERAND
+    assert Quantizer.latency == timing.QUANTIZER
+    assert ScaleLane.latency == timing.SCALE_LANE
+    assert ScaleLane.bias_at == timing.BIAS_AT
+    assert Accumulator.latency == timing.ACCUMULATOR
+    assert timing.RESULT == RESULT_LATENCY
+    assert timing.MAX_CHAIN == MAX_CHAIN_ROWS
+    assert timing.REDUCED_ROWS == REDUCED_ROWS
+    for name in CONFIGS:
+        config = get_config(name)
+        assert timing.array_latency(config) == SystolicArray(config).latency
