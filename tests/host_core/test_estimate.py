@@ -12,11 +12,23 @@ from typer.testing import CliRunner
 
 from lepton.cli import app
 from lepton.errors import InputError
-from lepton.estimate import BOARDS, Memory, decoder_shape, estimate, get_board, model, timing
+from lepton.estimate import BOARDS, Memory, decoder_shape, estimate, execute, get_board, model, timing
 from lepton.estimate.kernel import JobQueue, Loop, Process, Semaphores
 from lepton.estimate.memory import Bus
 from lepton.estimate.trace import UNITS, timeline
-from lepton_hw.commands import Address, Append, AppendFlag, Gemm, GemmFlag, Quantize, Reduce, Step, Vector, VectorFlag
+from lepton_hw.commands import (
+    Address,
+    Append,
+    AppendFlag,
+    End,
+    Gemm,
+    GemmFlag,
+    Quantize,
+    Reduce,
+    Step,
+    Vector,
+    VectorFlag,
+)
 from lepton_hw.config import PAGE_BYTES, get_config
 
 NANO, SIM = get_config("nano"), get_config("sim")
@@ -214,6 +226,12 @@ def test_errors(folder: Path) -> None:
         Memory(bandwidth=2)
     with pytest.raises(InputError, match="board 'mars': must be one of sim, "):
         get_board("mars")
+
+
+def test_a_list_that_waits_for_ever() -> None:
+    commands = [Vector(words=1, a_start=0, wait=1), End()]
+    with pytest.raises(InputError, match=r"command 0 \(VECTOR\) must come to an end, but never does"):
+        execute(SIM, commands, Memory())
 
 
 def test_boards_have_a_build_and_a_memory() -> None:

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lepton.cli.bench_hardware import run_gemm
 from lepton.cli.bench_layers import random_decoder
+from lepton.compiler import compile_linear
 from lepton.devices.base import Counters
 from lepton.devices.registers import RegisterDevice
 from lepton.estimate import Memory, execute, timing
@@ -25,7 +27,7 @@ from lepton_rtl.vector_write import REDUCED_ROWS
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
 
 TOLERANCE = 0.01
-SLOW = MemoryTiming(read_latency=60, write_latency=30, read_bandwidth=160, read_outstanding=4)
+SLOW = MemoryTiming(read_latency=60, write_latency=30, read_bandwidth=160, write_bandwidth=160, read_outstanding=4)
 
 SHAPES = {
     "token": ({"hidden": 128, "heads": 4, "key_heads": 2, "head_size": 64, "inner": 192}, 1, 1, 40),
@@ -79,6 +81,17 @@ def test_cycles_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: M
     assert run.cycles == pytest.approx(found.cycles, rel=TOLERANCE)
     assert run.stall_weights == pytest.approx(found.stall_weights, abs=TOLERANCE * run.cycles)
     assert run.stall_wait == pytest.approx(found.stall_wait, abs=TOLERANCE * run.cycles)
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 256), (20, 96, 128), (100, 64, 64)], ids=lambda s: "x".join(map(str, s)))
+def test_cycles_of_one_linear_layer(machine_of: Callable, shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    machine = machine_of("nano", SLOW)
+    found, _, _ = run_gemm(RegisterDevice("rtl", machine.core, machine.config), m, k, n)
+    commands = compile_linear(machine.config, m, n, k, bias=False).commands
+    run = execute(machine.config, commands, memory_of(SLOW))
+    assert (run.array_busy, run.read_beats) == (found.array_busy, found.read_beats)
+    assert run.cycles == pytest.approx(found.cycles, rel=TOLERANCE)
 
 
 def test_latencies_are_those_of_the_rtl() -> None:

@@ -24,6 +24,7 @@ from lepton_hw.commands import (
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 
+from ..errors import InputError
 from . import timing
 from .boards import Memory
 from .kernel import Condition, JobQueue, Loop, Process, Semaphores
@@ -127,7 +128,10 @@ class _Rows(NamedTuple):
 def execute(
     config: HardwareConfig, commands: Sequence[Command], memory: Memory, *, bases: Sequence[int] = (0,) * BASES
 ) -> Run:
-    """Run a command list; ``bases`` are the base registers."""
+    """Run a command list; ``bases`` are the base registers.
+
+    Raises :class:`InputError` for a list that never ends, as a command waits for what no earlier one signals.
+    """
     return _Machine(config, commands, memory, bases).execute()
 
 
@@ -155,6 +159,12 @@ class _Machine:
             self._loop.resume(process, 0)
         self._loop.run()
         run = self._run
+        if not self._end or 0 in run.done[:-1]:
+            index = run.done.index(0)
+            raise InputError(
+                f"list: command {index} ({self._commands[index].opcode.name}) must come to an end, but never does; "
+                f"have what it waits for signalled by an earlier one"
+            )
         run.cycles = max(self._end, *run.done) + START_STOP
         run.done[-1] = run.cycles
         run.reads, run.writes = self._bus.reads, self._bus.writes
@@ -232,15 +242,14 @@ class _Machine:
             self._loads.take()
             beats = timing.load_beats(self._config, command, job.tokens)
             arrival = Arrival(0, 0)
-            released: deque[tuple[int, int]] = deque()
+            released: deque[tuple[int, int]] = deque([(0, 0)])
             requested = 0
             for burst in timing.bursts(self._config, self._address(command.source), beats, self._config.burst_beats):
                 yield loop.now + _SPLIT
                 requested += burst.beats
-                while released and requested - LOAD_BEATS > 0 and released[0][0] < requested - LOAD_BEATS:
+                while released[0][0] < requested - LOAD_BEATS:
                     released.popleft()
-                if requested > LOAD_BEATS:
-                    yield released[0][1] + 1
+                yield released[0][1] + 1
                 arrival = yield from self._port.offer(LOAD, burst.beats)
                 released.append((requested, arrival.last + _QUEUE))
                 if isinstance(command, Fetch):
@@ -339,7 +348,7 @@ class _Machine:
                     at = timing.RESULT + 2 + timing.SCALE_LANE + _QUEUE
                     self._placed.add(begin + at, last + at, PARAMETER_BEATS * product.rows)
                 else:
-                    at = self._left(product, last) + _SPLIT + _STORE_START
+                    at = self._left(product, begin) + _SPLIT + _STORE_START
                     sent = self._bus.write(at, PARAMETER_BEATS * product.rows)
             loader_free = taken + 1
             run.stall_wait += max(0, granted - requested)
@@ -364,7 +373,7 @@ class _Machine:
     def _finish(self, job: _Job, command: Gemm, product: Product, last: int, sent: int) -> int:
         """What follows the last beat of a GEMM's results; the cycle in which the output stage is idle again.
 
-        ``sent`` is when the beat is on its way to memory.
+        ``sent`` is when the bus has had time for all results.
         """
         left = self._left(product, last)
         begin = last + 1 - PARAMETER_BEATS * product.rows
@@ -374,9 +383,9 @@ class _Machine:
             self._note("output", job.number, begin, end, end)
             return end + 1
         # The last burst is sent when all of it is there.
-        beats = PARAMETER_BEATS * product.rows
-        whole = min(STORE_BURST_BEATS, beats * product.blocks) - beats
-        end = sent + max(0, whole) + 1 + self._memory.write_latency + _STORE_ANSWER
+        burst = min(STORE_BURST_BEATS, PARAMETER_BEATS * product.rows * product.blocks)
+        sent = max(sent, left + _SPLIT + _STORE_START + burst - 1)
+        end = sent + 1 + self._memory.write_latency + _STORE_ANSWER
         self._semaphores.give(command.read_signal, left + 2)
         self._semaphores.give(command.signal, end)
         self._note("output", job.number, begin, left + 2)
