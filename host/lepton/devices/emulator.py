@@ -116,18 +116,17 @@ class Emulator:
         # A copy, since the list may be overwritten while it is executed.
         data = self.memory[offset : offset + commands * COMMAND_BYTES].copy()
         plan = self._plan(data, bases)
-        outcome = np.zeros(kernels.STOP + 1, np.int64)
-        barrier = np.zeros(kernels.BARRIER, np.int64)
-        threads = THREADS if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 1
+        outcome = np.zeros(kernels.OUTCOMES, np.int64)
+        team = np.zeros(kernels.TEAM, np.int64)
         self._contexts[:] = 0
-        work = (plan.steps, data.view(np.uint16), self._contexts, *self._state)
-        others = [
-            self._threads.submit(kernels.execute, *work, thread, threads, barrier, outcome)
-            for thread in range(1, threads)
+        shared = (self._contexts, *self._state, team)
+        helpers = [
+            self._threads.submit(kernels.help_execute, plan.steps, *shared)
+            for _ in range(THREADS - 1 if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 0)
         ]
-        kernels.execute(*work, 0, threads, barrier, outcome)
-        for other in others:
-            other.result()
+        kernels.execute(plan.steps, data.view(np.uint16), *shared, outcome)
+        for helper in helpers:
+            helper.result()
         self.counters = Counters(
             array_busy=int(outcome[kernels.ARRAY_BUSY]),
             read_beats=int(outcome[kernels.READ_BEATS]) + data.size // self.config.beat_bytes,

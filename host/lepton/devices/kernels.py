@@ -1,7 +1,7 @@
 """The emulator's interpreter of command lists, compiled. Bit for bit the arithmetic of :mod:`lepton_hw.numerics`.
 
-Several threads execute the same list together: they share the column blocks of a GEMM, the first does everything
-else, and all wait for each other after every step.
+One thread executes a list. Others help with the column blocks of large GEMMs, as far as they get there in time: on a
+busy machine nobody waits for a thread that does not run.
 """
 
 from enum import IntEnum
@@ -91,13 +91,24 @@ class Column(IntEnum):
     COUNT = 50
 
 
-CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, STOP = range(7)
-"""What :func:`execute` leaves in ``outcome``: the error and its command, counters, and the meeting it ended at."""
+CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, OUTCOMES = range(7)
+"""What :func:`execute` leaves in ``outcome``: the error and its command, and counters."""
 
-BARRIER = 32
-"""Elements of the barrier: its two words lie in different cache lines."""
+TEAM = 64
+"""Elements of what threads share: each word that is written often lies in a cache line of its own."""
 
-_GENERATION = 16
+_STEP, _NEXT, _HELPING = 0, 16, 32
+"""Number of the GEMM that can be helped with, from 1, or 0; its next column block; threads that are at it."""
+
+_OVER = -1
+"""Value of the step when the list is over."""
+
+_PARTS = 8
+"""Parts a GEMM is shared in: the last one is what may have to be waited for."""
+
+_SHARED_PRODUCTS = 1 << 17
+"""A GEMM with fewer products is done before another thread has noticed it."""
+
 _SPINS = 4000
 """Turns of a waiting thread before it lets others run."""
 
@@ -137,23 +148,6 @@ def _yield(context):
 _atomic_load: Any = _atomic("load")
 _atomic_add: Any = _atomic("add")
 _yield_processor: Any = intrinsic(_yield)
-
-
-@njit("void(i8[::1], i8)", nogil=True, cache=True)
-def _meet(barrier, threads):
-    """Wait until all threads are here."""
-    if threads == 1:
-        return
-    generation = _atomic_load(barrier, _GENERATION)
-    if _atomic_add(barrier, 0, 1) == threads - 1:
-        _atomic_add(barrier, 0, -threads)
-        _atomic_add(barrier, _GENERATION, 1)
-        return
-    spins = 0
-    while _atomic_load(barrier, _GENERATION) == generation:
-        spins += 1
-        if spins > _SPINS:
-            _yield_processor()
 
 
 @njit("void(i8[::1], i8, i8[::1])", nogil=True, cache=True)
@@ -200,54 +194,37 @@ def _row_words(step, contexts, size):
     return step[Column.WORDS]
 
 
-@njit(
-    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8, i8[::1])",
-    nogil=True,
-    cache=True,
-)
-def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, thread, threads, outcome):
-    """The column blocks of a GEMM that are this thread's."""
-    flags, rows, words, blocks = step[Column.FLAGS], step[Column.ROWS], step[Column.WORDS], step[Column.BLOCKS]
+@njit("UniTuple(i8, 4)(i8[::1], i8[::1], i8)", nogil=True, cache=True)
+def _gemm_shape(step, contexts, size):
+    """Words, blocks, beats from one block to the next, and beats of parameters in each."""
+    flags, words, blocks = step[Column.FLAGS], step[Column.WORDS], step[Column.BLOCKS]
     held = _held(step, contexts, size)
     if flags & GemmFlag.WORDS.value:
         words = held
     if flags & GemmFlag.BLOCKS.value:
         blocks = held
+    kinds = (flags & GemmFlag.FLOAT.value != 0) + (flags & GemmFlag.BIAS.value != 0)
+    parameters = PARAMETER_BEATS * kinds
+    stride = step[Column.STRIDE] if step[Column.STRIDE] else parameters + words * size
+    return words, blocks, stride, parameters
+
+
+@njit(
+    "void(i8[::1], i8[::1], i8, i1[::1], i8, i8, i8, f4[::1], i4[::1], i2[::1], f4[::1], f4[::1])",
+    nogil=True,
+    cache=True,
+)
+def _gemm_blocks(step, contexts, size, source, weights, begin, end, floats, integers, buffer, eighths, vectors):
+    """The column blocks from ``begin`` to ``end``, with the stream at byte ``weights`` of ``source``."""
+    words, _, stride, parameters = _gemm_shape(step, contexts, size)
+    flags, rows, output = step[Column.FLAGS], step[Column.ROWS], step[Column.OUTPUT]
     scaled, biased = flags & GemmFlag.FLOAT.value != 0, flags & GemmFlag.BIAS.value != 0
     to_rows = flags & GemmFlag.ROWS.value != 0
-    parameters = PARAMETER_BEATS * (scaled + biased)
-    block_beats = parameters + words * size
-    stride = step[Column.STRIDE] if step[Column.STRIDE] else block_beats
-    weights, output = step[Column.WEIGHTS], step[Column.OUTPUT]
-    end = weights + ((blocks - 1) * stride + block_beats) * size
-    results = 0 if to_rows else blocks * rows * PARAMETER_BEATS
-    failed = 0
-    if not (1 <= words <= step[Column.WORDS] and 1 <= blocks <= step[Column.BLOCKS]):
-        failed = ErrorCode.FIELD
-    elif weights < 0 or end > memory.size or (results and (output < 0 or output + results * size > memory.size)):
-        failed = ErrorCode.WINDOW
-    if thread == 0:
-        if failed:
-            _fail(outcome, failed, step)
-        else:
-            outcome[READ_BEATS] += blocks * block_beats
-            outcome[WEIGHT_BEATS] += blocks * block_beats
-            outcome[WRITE_BEATS] += results
-            outcome[ARRAY_BUSY] += rows * words * blocks
-    if failed:
-        return
     pitch = (step[Column.PITCH] if step[Column.PITCH] else step[Column.WORDS]) * size
     first = step[Column.ACTIVATION] * size
-    # As if all weights were read before any result is written.
-    source = memory
-    if results and output < end and weights < output + results * size:
-        if thread:
-            return
-        threads, source, weights = 1, memory[weights:end].copy(), 0
     parameter = source.view(np.float32)
     sums = np.empty(ROWS * size, np.int32)
-    share = -(-blocks // threads)
-    for block in range(thread * share, min((thread + 1) * share, blocks)):
+    for block in range(begin, end):
         stream = weights + block * stride * size
         for m in range(0, rows, ROWS):
             count = min(ROWS, rows - m)
@@ -269,6 +246,90 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
                         vectors[(row + PARAMETER_BEATS * block) * (size // 4) + n] = y
                     else:
                         floats[output // 4 + (block * rows + m + i) * size + n] = y
+
+
+@njit(
+    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8[::1])",
+    nogil=True,
+    cache=True,
+)
+def _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team):
+    """Column blocks that nobody else has begun, until there are none."""
+    part = -(-blocks // _PARTS)
+    while True:
+        begin = _atomic_add(team, _NEXT, part)
+        if begin >= blocks:
+            return
+        end = min(begin + part, blocks)
+        weights = step[Column.WEIGHTS]
+        _gemm_blocks(step, contexts, size, memory, weights, begin, end, floats, integers, buffer, eighths, vectors)
+
+
+@njit(
+    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], i8, i8[::1])",
+    nogil=True,
+    cache=True,
+)
+def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, number, outcome):
+    words, blocks, stride, parameters = _gemm_shape(step, contexts, size)
+    rows, weights, output = step[Column.ROWS], step[Column.WEIGHTS], step[Column.OUTPUT]
+    block_beats = parameters + words * size
+    end = weights + ((blocks - 1) * stride + block_beats) * size
+    results = 0 if step[Column.FLAGS] & GemmFlag.ROWS.value else blocks * rows * PARAMETER_BEATS
+    if not (1 <= words <= step[Column.WORDS] and 1 <= blocks <= step[Column.BLOCKS]):
+        _fail(outcome, ErrorCode.FIELD, step)
+        return
+    if weights < 0 or end > memory.size or (results and (output < 0 or output + results * size > memory.size)):
+        _fail(outcome, ErrorCode.WINDOW, step)
+        return
+    outcome[READ_BEATS] += blocks * block_beats
+    outcome[WEIGHT_BEATS] += blocks * block_beats
+    outcome[WRITE_BEATS] += results
+    outcome[ARRAY_BUSY] += rows * words * blocks
+    if results and output < end and weights < output + results * size:
+        # As if all weights were read before any result is written.
+        copy = memory[weights:end].copy()
+        _gemm_blocks(step, contexts, size, copy, 0, 0, blocks, floats, integers, buffer, eighths, vectors)
+    elif rows * words * blocks * size * size < _SHARED_PRODUCTS:
+        _gemm_blocks(step, contexts, size, memory, weights, 0, blocks, floats, integers, buffer, eighths, vectors)
+    else:
+        _atomic_add(team, _NEXT, -_atomic_load(team, _NEXT))
+        _atomic_add(team, _STEP, number)
+        _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team)
+        _atomic_add(team, _STEP, -number)
+        spins = 0
+        while _atomic_load(team, _HELPING):
+            spins += 1
+            if spins > _SPINS:
+                _yield_processor()
+
+
+@njit(
+    "void(i8[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1])",
+    nogil=True,
+    cache=True,
+)
+def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighths, vectors, team):
+    """Help the thread that executes these steps with their GEMMs, until it is done."""
+    spins, helped = 0, 0
+    while True:
+        number = _atomic_load(team, _STEP)
+        if number == _OVER:
+            return
+        if number == 0 or number == helped:
+            spins += 1
+            if spins > _SPINS:
+                _yield_processor()
+            continue
+        spins = 0
+        # Who counts itself before it looks again is waited for.
+        _atomic_add(team, _HELPING, 1)
+        if _atomic_load(team, _STEP) == number:
+            step = steps[number - 1]
+            _, blocks, _, _ = _gemm_shape(step, contexts, size)
+            _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team)
+            helped = number
+        _atomic_add(team, _HELPING, -1)
 
 
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -513,62 +574,36 @@ def _context(step, halves, contexts, outcome):
 
 
 @njit(
-    "void(i8[:, ::1], u2[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8, i8[::1],"
-    "i8[::1])",
+    "void(i8[:, ::1], u2[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], i8[::1])",
     nogil=True,
     cache=True,
 )
-def execute(
-    steps,
-    halves,
-    contexts,
-    size,
-    memory,
-    floats,
-    integers,
-    buffer,
-    eighths,
-    vectors,
-    thread,
-    threads,
-    barrier,
-    outcome,
-):
+def execute(steps, halves, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
     """Execute a decoded list until its end or its first error.
 
     ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
-    the row scale table, ``vectors`` the vector memory, ``size`` the array size. Every one of ``threads`` threads calls
-    this with its number.
+    the row scale table, ``vectors`` the vector memory, ``size`` the array size. ``team`` is zero at the start; other
+    threads may call :func:`help_execute` with it.
     """
-    meetings = 0
     for number in range(len(steps)):
         step = steps[number]
         opcode = step[Column.OPCODE]
         if opcode == Opcode.GEMM:
-            _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, thread, threads, outcome)
-        elif thread == 0:
-            if opcode == Opcode.VECTOR:
-                _vector(step, contexts, size, vectors, outcome)
-            elif opcode == Opcode.QUANTIZE:
-                _quantize(step, contexts, size, buffer, eighths, vectors, outcome)
-            elif opcode == Opcode.LOAD:
-                _load(step, size, memory, floats, buffer, eighths, outcome)
-            elif opcode == Opcode.FETCH:
-                _fetch(step, contexts, size, memory, floats, vectors, outcome)
-            elif opcode == Opcode.APPEND:
-                _append(step, contexts, size, memory, floats, vectors, outcome)
-            elif opcode == Opcode.STORE:
-                _store(step, size, memory, floats, vectors, outcome)
-            else:
-                _context(step, halves, contexts, outcome)
-        # Between steps that only the first thread executes nobody has to wait. After an error all stop at the same
-        # meeting, the first one after it.
-        if thread == 0 and outcome[CODE] and not outcome[STOP]:
-            outcome[STOP] = meetings + 1
-        last = number + 1 == len(steps)
-        stopped = thread == 0 and outcome[STOP] != 0
-        if opcode == Opcode.GEMM or stopped or last or steps[number + 1][Column.OPCODE] == Opcode.GEMM:
-            _meet(barrier, threads)
-            meetings += 1
-            if outcome[STOP] == meetings:
-                break
+            _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, number + 1, outcome)
+        elif opcode == Opcode.VECTOR:
+            _vector(step, contexts, size, vectors, outcome)
+        elif opcode == Opcode.QUANTIZE:
+            _quantize(step, contexts, size, buffer, eighths, vectors, outcome)
+        elif opcode == Opcode.LOAD:
+            _load(step, size, memory, floats, buffer, eighths, outcome)
+        elif opcode == Opcode.FETCH:
+            _fetch(step, contexts, size, memory, floats, vectors, outcome)
+        elif opcode == Opcode.APPEND:
+            _append(step, contexts, size, memory, floats, vectors, outcome)
+        elif opcode == Opcode.STORE:
+            _store(step, size, memory, floats, vectors, outcome)
+        else:
+            _context(step, halves, contexts, outcome)
+        if outcome[CODE]:
+            break
+    _atomic_add(team, _STEP, _OVER)
