@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from lepton.errors import InputError
 from lepton.executors import Executor, open_executor
 from lepton.integrations.transformers import METHOD, quantize_
-from lepton.layers import compile_layers
+from lepton.layers.offload import compile_layers
 from lepton.models import SourceError, resolve
 from lepton.partition import CostModel
 from lepton.partition.trace import Inputs
