@@ -15,14 +15,11 @@ from lepton_hw.layout import PARAMETER_BEATS, Bytes, pack_output
 
 from .accumulator import ACCUMULATOR_BITS, RESULT_LATENCY
 from .delay import delay
-from .float32 import FloatAdd, FloatMultiply, IntToFloat
+from .float32 import NEGATIVE_ZERO, FloatAdd, FloatMultiply, IntToFloat
 from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT, word_write_layout
 from .memory_write import STORE_BEATS
 from .queue import BufferQueue
 from .weights import PARAMETER_SLOTS
-
-NEGATIVE_ZERO = 0x80000000
-"""The float32 that added to any other leaves it as it is."""
 
 ROW_BEATS = 64
 """Depth of the queue to the vector memory: more than the pipeline holds."""

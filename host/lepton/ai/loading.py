@@ -106,7 +106,7 @@ def load_model(
 def _compiled(
     module: nn.Module, executor: Executor, hardware: HardwareConfig, context: int | None, sequences: int | None
 ) -> bool:
-    """Try to run whole layers; if they cannot, the model's report will say why."""
+    """Try to run whole layers; whether they run on the device."""
     outcome = compile_layers(module, executor, hardware, context=context, sequences=sequences)
     return not isinstance(outcome, str)
 
