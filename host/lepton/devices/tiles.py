@@ -66,15 +66,14 @@ def _block(rows: int, size: int):
     return intrinsic(typer)
 
 
-_SIGNATURE = "void(i2[::1], i8, i8, i8, i1[::1], i8, i8, i4[::1])"
-
-
 def _product(size: int):
     one: Any = _block(1, size)
     few: Any = _block(_FEW_ROWS, size)
     many: Any = _block(ROWS, size)
 
-    @njit(_SIGNATURE, nogil=True, cache=True)
+    # Compiled into block_products, and cached there: numba's cache of closures takes one for another when two processes
+    # fill it at once.
+    @njit(nogil=True)
     def product(x, first, pitch, rows, weights, tile, length, sums):
         if rows == ROWS:
             many(x, first, pitch, weights, tile, length, sums)
