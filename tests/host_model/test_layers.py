@@ -152,6 +152,7 @@ def test_too_many_sequences(load: Callable[..., lai.LeptonModel]) -> None:
 def test_explain(load: Callable[..., lai.LeptonModel]) -> None:
     report = load("llama", "emulator").explain()
     assert report.offloaded_mac_fraction == 1
+    assert "Linear by Linear" not in report.summary
     assert {p.module for p in report.placements if p.reason} == {"model.embed_tokens"}
 
 
@@ -175,5 +176,8 @@ def test_what_is_not_recognized(make_model: Callable[[str], PreTrainedModel]) ->
 def test_what_does_not_fit_runs_linear_by_linear() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SMALL | {"intermediate_size": 200})).eval()
     with lai.load_model(model, "emulator", cost=ALWAYS) as loaded:
-        assert loaded.explain().offloaded_mac_fraction < 1
+        report = loaded.explain()
+        assert report.offloaded_mac_fraction < 1
+        assert report.summary.endswith("; Linear by Linear, since MLP width 200 is not a multiple of 16")
+        assert report.to_dict()["obstacle"] == "MLP width 200 is not a multiple of 16"
         assert loaded.generate(ids(1, 5), 3, do_sample=False).shape[1] <= 8

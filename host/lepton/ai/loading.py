@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from lepton.errors import InputError
-from lepton.executors import Executor, open_executor
+from lepton.executors import open_executor
 from lepton.integrations.transformers import METHOD, quantize_
 from lepton.layers.offload import compile_layers
 from lepton.models import SourceError, resolve
-from lepton.partition import CostModel
+from lepton.partition import CostModel, Report
 from lepton.partition.trace import Inputs
-from lepton_hw.config import HardwareConfig, get_config
+from lepton_hw.config import get_config
 
 from .model import LeptonModel
 
@@ -93,22 +94,20 @@ def load_model(
             module, tokenizer = _load_folder(folder, config)
         nn.Module.to(module, host).eval()
         skip = tuple(skip)
-        whole = layers and not skip and inputs is None and host.type == "cpu"
-        if executor is not None and not (whole and _compiled(module, executor, hardware, context, sequences)):
-            quantize_(module, executor, config=hardware.name, strict=strict, skip=skip, inputs=inputs, cost=cost)
+        if executor is not None:
+            outcome: Report | str = ""
+            if layers and not skip and inputs is None and host.type == "cpu":
+                outcome = compile_layers(module, executor, hardware, context=context, sequences=sequences)
+            if isinstance(outcome, str):
+                report = quantize_(
+                    module, executor, config=hardware.name, strict=strict, skip=skip, inputs=inputs, cost=cost
+                )
+                vars(module)["lepton_report"] = replace(report, obstacle=outcome)
     except BaseException:
         if executor is not None:
             executor.close()
         raise
     return LeptonModel(module, tokenizer, executor)
-
-
-def _compiled(
-    module: nn.Module, executor: Executor, hardware: HardwareConfig, context: int | None, sequences: int | None
-) -> bool:
-    """Try to run whole layers; whether they run on the device."""
-    outcome = compile_layers(module, executor, hardware, context=context, sequences=sequences)
-    return not isinstance(outcome, str)
 
 
 def _host_device(name: str) -> torch.device:

@@ -41,6 +41,8 @@ class Report:
     context: int
     """Tokens in the trial run: attention is counted at this context; 0 if there was no trial run."""
     placements: tuple[Placement, ...]
+    obstacle: str = ""
+    """Why Linear layers are offloaded one by one and not whole layers, if whole layers were tried."""
 
     @property
     def offloaded(self) -> tuple[Placement, ...]:
@@ -68,9 +70,10 @@ class Report:
         linears = sum(p.kind.endswith("Linear") for p in self.offloaded)
         size = sum(p.bytes for p in self.offloaded)
         context = f", attention at a context of {self.context}" if self.context else ""
+        obstacle = f"; Linear by Linear, since {self.obstacle}" if self.obstacle else ""
         return (
             f"{self.device} ({self.config}): {linears} Linear layers, {self.offloaded_mac_fraction:.2%} of "
-            f"{self.macs / 1e6:,.1f} M MACs per token{context}; {size / 1e6:,.1f} MB of weights"
+            f"{self.macs / 1e6:,.1f} M MACs per token{context}; {size / 1e6:,.1f} MB of weights{obstacle}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +85,7 @@ class Report:
             "macs": self.macs,
             "offloaded_macs": self.offloaded_macs,
             "offloaded_mac_fraction": self.offloaded_mac_fraction,
+            "obstacle": self.obstacle,
             "modules": [asdict(p) for p in self.placements],
         }
 
