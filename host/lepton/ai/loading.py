@@ -1,9 +1,9 @@
 """From a model source to a :class:`LeptonModel`."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from lepton.errors import InputError
-from lepton.executors import open_executor
-from lepton.integrations.transformers import METHOD, quantize_
-from lepton.layers.offload import compile_layers
+from lepton.executors import Executor, open_executor
+from lepton.integrations.transformers import METHOD, LeptonConfig, compile_, quantize_
+from lepton.layers.offload import NotCompiledError
+from lepton.layers.programs import Programs
 from lepton.models import SourceError, resolve
-from lepton.partition import CostModel, Report
+from lepton.partition import CostModel
 from lepton.partition.trace import Inputs
 from lepton_hw.config import get_config
 
@@ -88,26 +89,60 @@ def load_model(
     )
     try:
         if isinstance(source, nn.Module):
-            module = source
+            module, programs = source, None
         else:
             folder = resolve(source)
             module, tokenizer = _load_folder(folder, config)
+            programs = Programs.load(folder)
         nn.Module.to(module, host).eval()
         skip = tuple(skip)
         if executor is not None:
-            outcome: Report | str = ""
-            if layers and not skip and inputs is None and host.type == "cpu":
-                outcome = compile_layers(module, executor, hardware, context=context, sequences=sequences)
-            if isinstance(outcome, str):
-                report = quantize_(
-                    module, executor, config=hardware.name, strict=strict, skip=skip, inputs=inputs, cost=cost
-                )
-                vars(module)["lepton_report"] = replace(report, obstacle=outcome)
+            _offload(
+                module,
+                executor,
+                config=hardware.name,
+                whole=layers and not skip and inputs is None and host.type == "cpu",
+                layers={"context": context, "sequences": sequences, "programs": programs},
+                linears={"strict": strict, "skip": skip, "inputs": inputs, "cost": cost},
+            )
     except BaseException:
         if executor is not None:
             executor.close()
         raise
     return LeptonModel(module, tokenizer, executor)
+
+
+def _offload(
+    module: nn.Module,
+    executor: Executor,
+    *,
+    config: str,
+    whole: bool,
+    layers: dict[str, Any],
+    linears: dict[str, Any],
+) -> None:
+    """Run whole layers if that can be done, else Linear layers one by one. A saved model stays what it was."""
+    settings: Any = getattr(getattr(module, "config", None), "quantization_config", None)
+    obstacle = ""
+    if isinstance(settings, LeptonConfig) and settings.layers:
+        try:
+            compile_(module, executor, config=config, **layers)
+        except NotCompiledError as reason:
+            raise InputError(
+                f"model: was saved with whole layers, which must run on '{config}', but {reason}; choose another "
+                f"configuration, or load the model it was made of"
+            ) from reason
+        return
+    if whole and isinstance(settings, LeptonConfig):
+        obstacle = "the model was saved so"
+    elif whole:
+        try:
+            compile_(module, executor, config=config, **layers)
+            return
+        except NotCompiledError as reason:
+            obstacle = str(reason)
+    report = quantize_(module, executor, config=config, **linears)
+    vars(module)["lepton_report"] = dataclasses.replace(report, obstacle=obstacle)
 
 
 def _host_device(name: str) -> torch.device:

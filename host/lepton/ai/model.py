@@ -1,7 +1,9 @@
 """A loaded model."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from transformers import (
 
 from lepton.errors import InputError
 from lepton.executors import Executor
+from lepton.layers.forward import DecoderForward
 from lepton.partition import Report
 
 
@@ -61,6 +64,24 @@ class LeptonModel:
         """Where every module runs, how much of the work that is, and why modules stay on the host."""
         report = getattr(self.module, "lepton_report", None)
         return report if report is not None else Report(device=self.device, config="", context=0, placements=())
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the quantized model, its tokenizer, and compiled command lists, for :func:`~lepton.ai.load_model`.
+
+        Raises :class:`InputError` for a module that is not from transformers.
+        """
+        self._check_open()
+        if not isinstance(self.module, PreTrainedModel):
+            raise InputError(
+                f"model {type(self.module).__name__}: must be from transformers to be saved, but is not; save its "
+                f"state_dict with PyTorch"
+            )
+        self.module.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        forward = self.module.forward
+        if isinstance(forward, DecoderForward) and (programs := forward.decoder.programs()):
+            programs.save(Path(folder))
 
     def encode(self, prompt: str | Sequence[str], *, chat: bool | None = None) -> BatchEncoding:
         """Token ids and attention mask of one or several prompts, padded on the left.

@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command()(model.run)
 app.command()(model.explain)
+app.command("compile")(model.compile_)
 app.command()(model.devices)
 app.command()(estimate.estimate)
 app.add_typer(model.models, name="models")

@@ -80,6 +80,41 @@ def explain(
             print(report)
 
 
+def compile_(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Argument(help="Folder to write.", file_okay=False)],
+    device: DeviceOption = "emulator",
+    config: ConfigOption = "sim",
+    context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a sequence.")] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Sequences that have a cache.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Quantize a model and compile its command lists, for a folder that loads like any other."""
+    import lepton.ai as lai
+    from lepton.layers.programs import Programs
+
+    with lai.load_model(model, device, config=config, context=context, sequences=sequences) as loaded:
+        loaded.save(output)
+        report = loaded.explain()
+    programs = Programs.load(output)
+    lists = {} if programs is None else programs.lists
+    if json:
+        print_json(
+            {
+                "folder": str(output),
+                "config": config,
+                "lists": len(lists),
+                "list_bytes": sum(map(len, lists.values())),
+                "context": programs and programs.context,
+                "sequences": programs and programs.slots,
+                "obstacle": report.obstacle,
+            }
+        )
+        return
+    print(report.summary)
+    print(f"{len(lists)} command lists for '{config}', {sum(map(len, lists.values())):,} bytes; model in {output}")
+
+
 def _obstacle(device: str) -> str | None:
     """Why a device cannot be used here, or None if it can."""
     if device != "rtl":

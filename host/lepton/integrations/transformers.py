@@ -17,6 +17,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lepton.errors import InputError
 from lepton.executors import Executor, open_executor
+from lepton.layers.offload import compile_layers
+from lepton.layers.programs import Programs
 from lepton.partition import CostModel, QuantizedLinear, Report, offload
 from lepton.partition.linears import features, find_linears, replace
 from lepton.partition.trace import Inputs
@@ -41,6 +43,8 @@ class LeptonConfig(QuantizationConfigMixin):
         Raise if a Linear layer has to stay on the host.
     modules
         The quantized modules. Written by ``save_pretrained``; leave it out otherwise.
+    layers
+        Whole layers run on the device, not only Linear layers: other numbers, so a saved model stays what it is.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class LeptonConfig(QuantizationConfigMixin):
         skip: Iterable[str] = (),
         strict: bool = False,
         modules: Iterable[str] = (),
+        layers: bool = False,
         quant_method: str = METHOD,
     ) -> None:
         if quant_method != METHOD:
@@ -60,6 +65,7 @@ class LeptonConfig(QuantizationConfigMixin):
         self.skip = list(skip)
         self.strict = strict
         self.modules = list(modules)
+        self.layers = layers
 
 
 class LeptonQuantizer(HfQuantizer):
@@ -91,7 +97,9 @@ class LeptonQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
-        if settings.device != "cpu":
+        if settings.device != "cpu" and settings.layers:
+            compile_(model, settings.device, config=settings.config)
+        elif settings.device != "cpu":
             quantize_(model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict)
         return model
 
@@ -134,6 +142,40 @@ def quantize_(
         modules = [placement.module for placement in report.offloaded]
         settings = LeptonConfig(executor.name, config, skip, strict, modules)
         _mark(model, settings)
+    return report
+
+
+def compile_(
+    model: nn.Module,
+    device: str | Executor = "emulator",
+    *,
+    config: str = "sim",
+    context: int | None = None,
+    sequences: int | None = None,
+    programs: Programs | None = None,
+) -> Report:
+    """Run whole layers of ``model`` on a device, in place; for inference only.
+
+    ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default those of
+    ``programs``, or what the model needs, and as many as there is memory for. ``programs`` are lists that were saved
+    with the model. The report is also ``model.lepton_report``.
+
+    Raises :class:`~lepton.layers.offload.NotCompiledError` for a model that this cannot be done with, and
+    :class:`~lepton.errors.MemoryFullError` if weights and one cache do not fit.
+    """
+    model.eval().requires_grad_(False)
+    executor = open_executor(device, config=config) if isinstance(device, str) else device
+    try:
+        report = compile_layers(
+            model, executor, get_config(config), context=context, sequences=sequences, programs=programs
+        )
+    except BaseException:
+        if isinstance(device, str):
+            executor.close()
+        raise
+    assert isinstance(model, PreTrainedModel)
+    modules = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    _mark(model, LeptonConfig(executor.name, config, modules=modules, layers=True))
     return report
 
 

@@ -1,17 +1,18 @@
 """Runs a decoder on a device, one command list a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lepton_hw.commands import COMMAND_BYTES, Context, encode, encode_list
+from lepton_hw.commands import COMMAND_BYTES, Context, decode, encode, encode_list
 from lepton_hw.layout import output_bytes, unpack_output
 from lepton_hw.numerics import F32
 
 from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
 from .decoder import DecoderCompiler, Layout, StepShape, obstacle
+from .programs import COMPILER, Programs
 from .spec import DecoderSpec
 
 CONTEXTS = (256, 1024, 4096, 16384)
@@ -29,10 +30,14 @@ def check_length(tokens: int, context: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Program:
-    commands: int
+    encoded: bytes
     contexts: tuple[Context, ...]
     """The CONTEXT commands at its beginning."""
     buffer: Buffer
+
+    @property
+    def commands(self) -> int:
+        return len(self.encoded) // COMMAND_BYTES
 
 
 class DecoderEngine:
@@ -44,12 +49,20 @@ class DecoderEngine:
     spec : the decoder
     context : most tokens of a sequence
     slots : sequences that have a cache
+    programs : lists that need not be compiled again
 
     Raises :class:`InputError` for a decoder that the build cannot run, :class:`MemoryFullError`.
     """
 
     def __init__(
-        self, device: Device, spec: DecoderSpec, *, context: int, slots: int = 1, timeout: float = 600.0
+        self,
+        device: Device,
+        spec: DecoderSpec,
+        *,
+        context: int,
+        slots: int = 1,
+        programs: Programs | None = None,
+        timeout: float = 600.0,
     ) -> None:
         if reason := obstacle(spec, device.config):
             raise InputError(f"decoder: must fit the array of '{device.config.name}', but its {reason}")
@@ -61,13 +74,17 @@ class DecoderEngine:
         self._layout = Layout(spec, device.config, slots=slots, context=context)
         self._compiler = DecoderCompiler(self._layout)
         self._programs: dict[StepShape, _Program] = {}
+        self._compiled: dict[StepShape, bytes] = {}
+        self._rows: dict[int, int] = {}
+        if programs and programs.fit(device.config) and (programs.context, programs.slots) == (context, slots):
+            self._compiled.update(programs.lists)
+            self._rows.update(programs.rows)
         self._weights = device.allocate(self._layout.weight_bytes)
         device.write(self._weights, self._layout.pack())
         self._caches = device.allocate(self._layout.cache_bytes)
         for offset, ones in self._layout.constants():
             device.write(self._caches, ones, offset)
         self.max_rows = device.config.array_size
-        self._rows: dict[int, int] = {}
         rows = max(self.max_rows, slots)
         self._inputs = device.allocate(4 * rows * (spec.hidden + spec.head_size))
         self._results = device.allocate(output_bytes(device.config, rows, spec.vocabulary))
@@ -96,6 +113,20 @@ class DecoderEngine:
         """One token for each of several sequences: logits [B, vocabulary] of tokens [B, hidden] at ``positions``."""
         check_length(max(positions) + 1, self.context)
         return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions], False)
+
+    def programs(self) -> Programs:
+        """The lists that were needed so far, and those that every use needs: one token, and as many as a list takes."""
+        for room in sorted({self._room(min(limit, self.context)) for limit in CONTEXTS}):
+            for tokens in {1, self._step_rows(room - self.max_rows, self.max_rows)}:
+                self._encoded(StepShape(slots=(0,), tokens=tokens, context=room))
+        return Programs(
+            compiler=COMPILER,
+            config_word=self.device.config.word,
+            context=self.context,
+            slots=self.slots,
+            rows=dict(self._rows),
+            lists=dict(self._compiled),
+        )
 
     def close(self) -> None:
         """Free what the engine holds on the device."""
@@ -164,10 +195,22 @@ class DecoderEngine:
     def _program(self, shape: StepShape) -> _Program:
         program = self._programs.get(shape)
         if program is None:
-            commands = self._compiler.compile(shape)
-            encoded = encode_list(commands)
+            encoded = self._encoded(shape)
             buffer = self.device.allocate(len(encoded))
             self.device.write(buffer, np.frombuffer(encoded, np.uint8))
-            contexts = tuple(command for command in commands if isinstance(command, Context))
-            program = self._programs[shape] = _Program(len(encoded) // COMMAND_BYTES, contexts, buffer)
+            program = self._programs[shape] = _Program(encoded, tuple(_contexts(encoded)), buffer)
         return program
+
+    def _encoded(self, shape: StepShape) -> bytes:
+        if shape not in self._compiled:
+            self._compiled[shape] = encode_list(self._compiler.compile(shape))
+        return self._compiled[shape]
+
+
+def _contexts(encoded: bytes) -> Iterator[Context]:
+    """The CONTEXT commands that a list begins with."""
+    for first in range(0, len(encoded), COMMAND_BYTES):
+        command = decode(encoded[first : first + COMMAND_BYTES])
+        if not isinstance(command, Context):
+            return
+        yield command

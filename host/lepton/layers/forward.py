@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lepton_hw.numerics import F32
 
 from ..errors import FormatError, InputError
+from .programs import Programs
 from .recognize import Recognized
 
 
@@ -28,6 +29,8 @@ class Decoder(Protocol):
     ) -> F32: ...
 
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int], positions: Sequence[int]) -> F32: ...
+
+    def programs(self) -> Programs | None: ...
 
 
 class DecoderForward:

@@ -8,11 +8,14 @@ from transformers import PreTrainedModel
 
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 
+from ..errors import InputError, LeptonError
 from ..executors import DeviceExecutor, Executor
-from ..partition import Placement, Report
+from ..partition import Placement, QuantizedLinear, Report
+from ..partition.linears import features, replace
 from .decoder import Layout, obstacle
 from .engine import DecoderEngine
 from .forward import DecoderForward
+from .programs import Programs
 from .recognize import Recognized, recognize
 from .reference import ReferenceEngine
 from .spec import DecoderSpec
@@ -32,6 +35,10 @@ REPORTED_CONTEXT = 128
 """Tokens at which the attention's work is counted in a report."""
 
 
+class NotCompiledError(LeptonError):
+    """Whole layers of a model cannot run on a device; the message is the reason."""
+
+
 def compile_layers(
     model: nn.Module,
     executor: Executor,
@@ -39,22 +46,29 @@ def compile_layers(
     *,
     context: int | None = None,
     sequences: int | None = None,
-) -> Report | str:
-    """Run all layers of ``model`` on the executor's device, in place; or the reason why that cannot be.
+    programs: Programs | None = None,
+) -> Report:
+    """Run all layers of ``model`` on the executor's device, in place.
 
-    ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default what the
-    model needs, and as many as there is memory for. The float weights of the layers are released.
+    ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default those of
+    ``programs``, or what the model needs, and as many as there is memory for. The float weights of the layers are
+    released.
 
-    Raises :class:`MemoryFullError` if weights and one cache do not fit.
+    Raises :class:`NotCompiledError` with the reason for a model that this cannot be done with, before anything is
+    changed, and :class:`MemoryFullError` if weights and one cache do not fit.
     """
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        return "the model does not generate tokens"
+        raise NotCompiledError("the model does not generate tokens")
+    if isinstance(vars(model).get("forward"), DecoderForward):
+        raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
     recognized = recognize(model)
     if isinstance(recognized, str):
-        return recognized
+        raise NotCompiledError(recognized)
     spec = recognized.spec
     if reason := obstacle(spec, config):
-        return reason
+        raise NotCompiledError(reason)
+    if programs and programs.fit(config):
+        context, sequences = context or programs.context, sequences or programs.slots
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
     wanted, context = context, min(context or DEFAULT_CONTEXT, positions, MAX_CONTEXT)
     if isinstance(executor, DeviceExecutor):
@@ -62,15 +76,12 @@ def compile_layers(
         while wanted is None and context > _SHORT_CONTEXT and not _sequences(spec, config, context, free):
             context //= 2
         sequences = sequences or max(1, _sequences(spec, config, context, free))
-        engine: Any = DecoderEngine(executor.device, spec, context=context, slots=sequences)
+        engine: Any = DecoderEngine(executor.device, spec, context=context, slots=sequences, programs=programs)
     else:
         sequences = sequences or MAX_SEQUENCES
         engine = ReferenceEngine(spec, context=context, slots=sequences)
     report = _report(model, executor, config, recognized)
-    for name in recognized.modules:
-        module = model.get_submodule(name)
-        for parameter in list(module._parameters):
-            module._parameters[parameter] = None
+    replace(model, recognized.linears)
     vars(model)["forward"] = DecoderForward(model, recognized, engine)
     vars(model)["lepton_report"] = report
     return report
@@ -89,7 +100,7 @@ def _report(model: PreTrainedModel, executor: Executor, config: HardwareConfig, 
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         on_device = name in recognized.modules
-        macs = math.prod(module.weight.shape) if isinstance(module, nn.Linear) else 0
+        macs = math.prod(features(module)) if isinstance(module, nn.Linear | QuantizedLinear) else 0
         if on_device and hasattr(module, "q_proj"):
             macs = 2 * REPORTED_CONTEXT * spec.heads * spec.head_size
         if not (own or macs or (on_device and not any(True for _ in module.children()))):

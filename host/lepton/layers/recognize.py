@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu, softmax
 
-from lepton_hw.numerics import F32, QuantizedWeights, quantize_weights
+from lepton_hw.numerics import F32, QuantizedWeights
 
+from ..partition import QuantizedLinear
+from ..partition.linears import quantize
 from .spec import Attention, DecoderLayer, DecoderSpec, Linear, Mlp
 
 _TOLERANCE = 1e-3
@@ -38,6 +40,8 @@ class Recognized:
     """Positions [T] to cosines and sines [T, head size / 2]."""
     modules: frozenset[str]
     """Names of the modules that run on the device."""
+    linears: dict[nn.Module, QuantizedLinear]
+    """The Linear layers of them, and the same with the spec's weights."""
 
 
 class _Unlike(Exception):
@@ -61,7 +65,7 @@ class _Parts:
         self.embedding = _call(model, "get_input_embeddings")
         self.head = _call(model, "get_output_embeddings")
         self.base = _call(model, "get_decoder")
-        if not isinstance(self.embedding, nn.Embedding) or not isinstance(self.head, nn.Linear):
+        if not isinstance(self.embedding, nn.Embedding) or not isinstance(self.head, nn.Linear | QuantizedLinear):
             raise _Unlike("it has no embedding of tokens or no language-model head")
         self.layers: Any = getattr(self.base, "layers", None)
         self.norm: Any = getattr(self.base, "norm", None)
@@ -70,12 +74,12 @@ class _Parts:
             raise _Unlike("it has no list of layers with a norm behind it")
         if self.rotary is None:
             raise _Unlike("it has no rotary positions")
-        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        if any(parameter.dtype not in (torch.float32, torch.int8) for parameter in model.parameters()):
             raise _Unlike("its weights are not all float32")
         expected = {f"{name}.weight" for name in (*_LAYER, *_NORMS)}
         optional = {f"{name}.bias" for name in _LAYER} | {f"{name}.weight" for name in _HEAD_NORMS}
         for index, layer in enumerate(self.layers):
-            names = {name for name, _ in layer.named_parameters()}
+            names = {name for name, _ in layer.named_parameters() if not name.endswith(".weight_scale")}
             if missing := expected - names:
                 raise _Unlike(f"layer {index} has no {min(missing)}")
             if more := names - expected - optional:
@@ -134,6 +138,17 @@ class _Parts:
     def recognized(self) -> Recognized:
         """The decoder with its weights quantized."""
         layers = []
+        linears: dict[nn.Module, QuantizedLinear] = {}
+        names = {module: name for name, module in self.model.named_modules()}
+
+        def quantized(*modules: Any) -> Linear:
+            """Linear layers as one, and each with its part of that."""
+            parts = [
+                quantize(name, module) for name, module in zip(map(names.__getitem__, modules), modules, strict=True)
+            ]
+            linears.update(zip(modules, parts, strict=True))
+            return _joined(parts)
+
         for layer in self.layers:
             attention: Any = layer.self_attn
             mlp: Any = layer.mlp
@@ -142,13 +157,13 @@ class _Parts:
                 DecoderLayer(
                     attention_norm=norms[0].weight.detach().numpy(),
                     attention=Attention(
-                        qkv=_joined(_quantized(getattr(attention, f"{name}_proj")) for name in "qkv"),
-                        output=_quantized(attention.o_proj),
+                        qkv=quantized(*(getattr(attention, f"{name}_proj") for name in "qkv")),
+                        output=quantized(attention.o_proj),
                         query_norm=_norm(getattr(attention, "q_norm", None)),
                         key_norm=_norm(getattr(attention, "k_norm", None)),
                     ),
                     mlp_norm=norms[1].weight.detach().numpy(),
-                    mlp=Mlp(*(_quantized(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))),
+                    mlp=Mlp(*(quantized(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))),
                 )
             )
         first: Any = self.layers[0]
@@ -162,7 +177,7 @@ class _Parts:
             epsilon=self.epsilon,
             layers=tuple(layers),
             norm=self.norm.weight.detach().numpy(),
-            head=_quantized(self.head),
+            head=quantized(self.head),
         )
         on_device = {self.head, self.norm, *self.layers, *(m for layer in self.layers for m in layer.modules())}
         table = self.embedding.weight.detach()
@@ -177,6 +192,7 @@ class _Parts:
             embed=lambda ids: table[ids].numpy(),
             positions=positions,
             modules=frozenset(name for name, module in self.model.named_modules() if module in on_device),
+            linears=linears,
         )
 
 
@@ -188,7 +204,7 @@ def _call(model: nn.Module, name: str) -> Any:
 
 
 def _apply(module: Any, x: Tensor) -> Tensor:
-    return linear(x, module.weight, module.bias)
+    return module(x) if isinstance(module, QuantizedLinear) else linear(x, module.weight, module.bias)
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -196,20 +212,22 @@ def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1)
 
 
-def _quantized(module: Any) -> Linear:
-    weights = quantize_weights(module.weight.detach().numpy())
-    return Linear(weights, None if module.bias is None else module.bias.detach().numpy())
-
-
 def _norm(module: Any) -> F32 | None:
     return None if module is None else module.weight.detach().numpy()
 
 
-def _joined(linears: Any) -> Linear:
-    parts: list[Linear] = list(linears)
-    mantissa, scale = (np.concatenate(column) for column in zip(*(part.weights for part in parts), strict=True))
+def _joined(parts: list[QuantizedLinear]) -> Linear:
+    """Linear layers as one. Their weights become views of its, so that they take memory once."""
+    weights = [part.quantized_weights for part in parts]
+    joined = QuantizedWeights(*(np.concatenate(column) for column in zip(*weights, strict=True)))
     bias = None
     if any(part.bias is not None for part in parts):
-        zeros = [np.zeros(len(part.weights.scale), np.float32) for part in parts]
-        bias = np.concatenate([zero if p.bias is None else p.bias for p, zero in zip(parts, zeros, strict=True)])
-    return Linear(QuantizedWeights(mantissa, scale), bias)
+        zeros = [np.zeros(part.out_features, np.float32) for part in parts]
+        bias = np.concatenate(
+            [zero if part.bias is None else part.bias.numpy() for part, zero in zip(parts, zeros, strict=True)]
+        )
+    for part, mantissa in zip(
+        parts, torch.from_numpy(joined.mantissa).split([part.out_features for part in parts]), strict=True
+    ):
+        part.weight = nn.Parameter(mantissa, requires_grad=False)
+    return Linear(joined, bias)

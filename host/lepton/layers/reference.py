@@ -71,6 +71,9 @@ class ReferenceEngine:
             x = float_add(self._mlp(layer.mlp, self._normalize(x, layer.mlp_norm)), x)
         return self._linear(self.spec.head, self._normalize(x if all_logits else x[-1:], self.spec.norm))
 
+    def programs(self) -> None:
+        """There are no command lists."""
+
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
         """As that of :class:`~lepton.layers.DecoderEngine`."""
         rows = zip(slots, positions, x[:, None], cosines[:, None], sines[:, None], strict=True)
