@@ -6,7 +6,7 @@ import numpy as np
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 from numpy.typing import NDArray
 
 from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
@@ -15,7 +15,7 @@ from lepton_hw.numerics import I8, U8
 
 from .array import word_layout
 from .jobs import COUNT_BITS, INDEX_BITS, SIGNAL_LAYOUT, load_layout, transfer_layout, word_write_layout
-from .queue import BufferQueue
+from .queue import SLICE_DEPTH, BufferQueue, Queue
 from .semaphores import WAIT_LAYOUT
 
 LOAD_BEATS = 512
@@ -157,18 +157,24 @@ class LoadUnit(wiring.Component):
         shifts = Signal(2 * GROUP_WORDS * size // BLOCK, reset_less=True)
 
         m.submodules.fetched = fetched = BufferQueue(8 * self._config.beat_bytes, depth=LOAD_BEATS)
+        # Parts the vector unit's writes, which go first, from the queue.
+        m.submodules.fetch_slice = fetch_slice = Queue(word_write_layout(self._config), depth=SLICE_DEPTH)
+        connect(m, fetch_slice.o, flipped(self.fetch))
         to_vector = Signal()
-        placed = Signal()
+        moved = Signal()
+        moved_before = Signal()
+        arrived = Signal()
         m.d.comb += [
             fetched.i.payload.eq(self.beat),
             fetched.i.valid.eq(self.beat_valid & to_vector),
-            self.fetch.payload.address.eq(address),
-            self.fetch.payload.data.eq(fetched.o.payload),
-            self.fetch.valid.eq(fetched.o.valid),
-            fetched.o.ready.eq(self.fetch.ready),
-            placed.eq(self.fetch.valid & self.fetch.ready),
-            self.released.eq(Mux(to_vector, placed, self.beat_valid)),
+            fetch_slice.i.payload.address.eq(address),
+            fetch_slice.i.payload.data.eq(fetched.o.payload),
+            fetch_slice.i.valid.eq(fetched.o.valid),
+            fetched.o.ready.eq(fetch_slice.i.ready),
+            moved.eq(fetch_slice.i.valid & fetch_slice.i.ready),
+            self.released.eq(Mux(to_vector, moved_before, self.beat_valid)),
         ]
+        m.d.sync += [moved_before.eq(moved), arrived.eq(self.fetch.valid & self.fetch.ready)]
         m.d.comb += [
             self.wait.mask.eq(job.wait),
             self.wait.index.eq(job.transfer.index),
@@ -232,8 +238,10 @@ class LoadUnit(wiring.Component):
                             m.next = "FINISH"
             with m.State("FETCH"):
                 m.d.comb += self.busy.eq(1)
-                with m.If(placed):
-                    m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
+                with m.If(moved):
+                    m.d.sync += address.eq(address + 1)
+                with m.If(arrived):
+                    m.d.sync += words_left.eq(words_left - 1)
                     with m.If(words_left == 1):
                         m.d.sync += to_vector.eq(0)
                         m.next = "FINISH"

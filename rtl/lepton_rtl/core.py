@@ -1,6 +1,6 @@
 """The accelerator: units, queues between them, memory port, registers, start, stop and restart."""
 
-from amaranth.hdl import Cat, ClockDomain, ClockSignal, Module, ResetInserter, ResetSignal, Signal
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -57,7 +57,7 @@ class Engine(wiring.Component):
     read_data, read_response, read_valid : In; the R channel
     write_data : Out(stream); the W channel
     write_response, write_response_valid : In; the B channel
-    finished : Out(1); END has been met and all is complete, or after ``halt`` nothing is outstanding
+    finished : Out(1); END has been met and all is complete, or after ``halt`` nothing is outstanding; until reset
     error : Out(ERROR_LAYOUT); the first one met, held
     status, events : Out; for the register file
     """
@@ -290,7 +290,8 @@ class Engine(wiring.Component):
 
         idle = Signal(range(DEADLOCK_CYCLES))
         deadlock = Signal()
-        computing = sequencer.issue.valid | output.popped | (vector.busy & ~vector.wait.request)
+        computing = Signal()
+        m.d.sync += computing.eq(sequencer.issue.valid | output.popped | (vector.busy & ~vector.wait.request))
         with m.If(outstanding | computing | ~semaphores.waiting):
             m.d.sync += idle.eq(0)
         with m.Else():
@@ -368,11 +369,19 @@ class LeptonCore(wiring.Component):
         m = Module()
         config = self._config
         m.domains.sync = ClockDomain()
-        m.d.comb += [ClockSignal().eq(self.ap_clk), ResetSignal().eq(~self.ap_rst_n)]
-
-        clear = Signal()
+        m.domains.engine = ClockDomain()
+        # A register drives the engine's reset, which goes everywhere.
+        finished = Signal()
+        clear = Signal(init=1)
+        m.d.comb += [
+            ClockSignal().eq(self.ap_clk),
+            ResetSignal().eq(~self.ap_rst_n),
+            ClockSignal("engine").eq(self.ap_clk),
+            ResetSignal("engine").eq(clear),
+        ]
         m.submodules.registers = registers = RegisterFile(config, build=self._build)
-        m.submodules.engine = engine = ResetInserter(clear)(Engine(config))
+        m.submodules.engine = engine = DomainRenamer("engine")(Engine(config))
+        m.d.sync += [finished.eq(engine.finished & ~finished), clear.eq(engine.finished & ~finished)]
         for name in axi_lite_members():
             port, inner = getattr(self, name), getattr(registers, name)
             m.d.comb += port.eq(inner) if axi_lite_members()[name].flow == Out else inner.eq(port)
@@ -385,15 +394,14 @@ class LeptonCore(wiring.Component):
             engine.window.first.eq(registers.window_base[_PAGE_BITS:]),
             engine.window.end.eq(registers.window_end[_PAGE_BITS:]),
             engine.halt.eq(engine.error.code != ErrorCode.NONE),
-            registers.finished.eq(engine.finished),
-            clear.eq(engine.finished),
+            registers.finished.eq(finished),
         ]
 
         # The engine forgets everything when a list is over; its error stays readable.
         error = Signal(ERROR_LAYOUT)
         with m.If(registers.start):
             m.d.sync += error.eq(0)
-        with m.If(engine.finished):
+        with m.If(finished):
             m.d.sync += error.eq(engine.error)
         m.d.comb += [
             registers.status.eq(engine.status),

@@ -11,7 +11,7 @@ from lepton_hw.errors import ErrorCode
 
 from .jobs import ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT, store_layout, strobed_layout
 from .memory_read import AXI_RESPONSE_ERROR, BurstSplitter, burst_layout, window_layout
-from .queue import BufferQueue, Queue
+from .queue import SLICE_DEPTH, BufferQueue, Queue
 
 MAX_OUTSTANDING = 8
 """Write bursts of a writer that may wait for their response."""
@@ -174,7 +174,7 @@ class WritePort(wiring.Component):
     All bursts use one ID: data goes out in the order of the addresses, and responses come in it (IHI 0022, A5.3). A
     writer announces a burst only when it has all of its data, so none holds back the others.
 
-    Latency: a burst to AWVALID one cycle, a beat to WVALID one cycle, a response to its writer one cycle.
+    Latency: a burst to AWVALID two cycles, a beat to WVALID two cycles, a response to its writer one cycle.
     Throughput: a beat a cycle.
 
     Members
@@ -211,6 +211,14 @@ class WritePort(wiring.Component):
         m.submodules.sending = sending = Queue(self._writers, depth=PORT_OUTSTANDING)
         m.submodules.answering = answering = Queue(self._writers, depth=PORT_OUTSTANDING)
 
+        # So that what the others do reaches no writer in the same cycle.
+        waiting_bursts, waiting_beats = [], []
+        for writer, (bursts, beats) in enumerate(zip(self.bursts, self.beats, strict=True)):
+            for kind, source, waiting in (("burst", bursts, waiting_bursts), ("beat", beats, waiting_beats)):
+                m.submodules[f"{kind}_slice_{writer}"] = queue = Queue(source.payload.shape(), depth=SLICE_DEPTH)
+                connect(m, flipped(source), queue.i)
+                waiting.append(queue.o)
+
         free = sending.i.ready & answering.i.ready & ~(self.address.valid & ~self.address.ready)
         grant = Signal(self._writers)
         for order in (sending, answering):
@@ -218,17 +226,17 @@ class WritePort(wiring.Component):
         with m.If(self.address.ready):
             m.d.sync += self.address.valid.eq(0)
         higher: Value = Const(0)
-        for writer, bursts in enumerate(self.bursts):
+        for writer, bursts in enumerate(waiting_bursts):
             m.d.comb += [grant[writer].eq(bursts.valid & ~higher), bursts.ready.eq(free & ~higher)]
             with m.If(grant[writer] & free):
                 m.d.sync += [self.address.payload.eq(bursts.payload), self.address.valid.eq(1)]
             higher = higher | bursts.valid
 
-        # Two beats deep, so that WREADY reaches no writer in the same cycle.
-        m.submodules.beat_queue = beat_queue = Queue(write_beat_layout(self._config), depth=2)
+        # So that WREADY reaches no writer in the same cycle.
+        m.submodules.beat_queue = beat_queue = Queue(write_beat_layout(self._config), depth=SLICE_DEPTH)
         connect(m, beat_queue.o, flipped(self.data))
         m.d.comb += sending.o.ready.eq(beat_queue.i.valid & beat_queue.i.ready & beat_queue.i.payload.last)
-        for writer, beats in enumerate(self.beats):
+        for writer, beats in enumerate(waiting_beats):
             turn = sending.o.valid & sending.o.payload[writer]
             m.d.comb += beats.ready.eq(turn & beat_queue.i.ready)
             with m.If(turn):

@@ -7,7 +7,7 @@ only if the store buffer, or the queue to the vector memory, has room for it.
 from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lepton_hw import numerics
 from lepton_hw.config import HardwareConfig
@@ -18,7 +18,7 @@ from .delay import delay
 from .float32 import NEGATIVE_ZERO, FloatAdd, FloatMultiply, IntToFloat
 from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT, word_write_layout
 from .memory_write import STORE_BEATS
-from .queue import BufferQueue
+from .queue import SLICE_DEPTH, BufferQueue, Queue
 from .weights import PARAMETER_SLOTS
 
 ROW_BEATS = 64
@@ -159,13 +159,12 @@ class OutputStage(wiring.Component):
         room = Signal(range(STORE_BEATS + 1), init=STORE_BEATS)
         # Known a cycle ahead, so that counting does not delay the decision.
         is_available = Signal()
-        has_room = Signal(init=1)
+        has_room = Signal()
+        running = Signal()
         in_flight = Signal(range(STORE_BEATS + 1))
         left = Signal()
         placed = Signal()
-        # The queue to the vector memory is empty between jobs; two beats may enter before a full one is noticed.
-        row_room = Signal()
-        running = Signal()
+        arrived = Signal()
         enter = Signal()
         beat = Signal(range(PARAMETER_BEATS))
         slot = Signal(range(PARAMETER_SLOTS))
@@ -177,7 +176,7 @@ class OutputStage(wiring.Component):
         last_beat = beat == PARAMETER_BEATS - 1
         block_end = Signal()
         m.d.comb += [
-            enter.eq(running & is_available & Mux(job.to_vector, row_room, has_room)),
+            enter.eq(running & is_available & has_room),
             self.popped.eq(enter & last_beat),
             block_end.eq(self.popped & last_row),
             tag.slot.eq(slot),
@@ -187,12 +186,15 @@ class OutputStage(wiring.Component):
             available.eq(available + self.written - self.popped),
             room.eq(room + self.stored - (enter & ~job.to_vector)),
             is_available.eq((available > 1) | self.written | ((available == 1) & ~self.popped)),
-            has_room.eq((room > 1) | self.stored | ((room == 1) & ~enter)),
-            row_room.eq(in_flight < ROW_BEATS - 2),
-            in_flight.eq(in_flight + enter - Mux(job.to_vector, placed, left)),
+            in_flight.eq(in_flight + enter - Mux(job.to_vector, arrived, left)),
             self.signal.eq(0),
             self.complete.eq(0),
         ]
+        # The queue to the vector memory is empty between jobs; two beats may enter before a full one is noticed.
+        with m.If(Mux(self.jobs.ready, self.jobs.payload.to_vector, job.to_vector)):
+            m.d.sync += has_room.eq(in_flight < ROW_BEATS - 2)
+        with m.Else():
+            m.d.sync += has_room.eq((room > 1) | self.stored | ((room == 1) & ~enter))
         with m.If(self.popped):
             m.d.sync += self.result_row.eq(self.result_row + 1)
 
@@ -206,9 +208,10 @@ class OutputStage(wiring.Component):
                     tag.row.eq(self.jobs.payload.row),
                 ]
                 with m.If(self.jobs.valid):
+                    m.d.sync += running.eq(1)
                     m.next = "RUN"
             with m.State("RUN"):
-                m.d.comb += [self.busy.eq(1), running.eq(1)]
+                m.d.comb += self.busy.eq(1)
                 with m.If(enter):
                     m.d.sync += beat.eq(beat + 1)
                 with m.If(self.popped):
@@ -221,6 +224,7 @@ class OutputStage(wiring.Component):
                         slot.eq(slot + job.scaled),
                     ]
                     with m.If(blocks_left == 1):
+                        m.d.sync += running.eq(0)
                         m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += self.busy.eq(1)
@@ -285,6 +289,9 @@ class OutputStage(wiring.Component):
 
         # Beats to the vector memory, whose addresses are known long before they are needed: a row is four beats.
         m.submodules.row_queue = row_queue = BufferQueue(8 * self._config.beat_bytes, depth=ROW_BEATS)
+        # Parts the vector unit's writes, which go first, from the counting of addresses.
+        m.submodules.row_slice = row_slice = Queue(word_write_layout(self._config), depth=SLICE_DEPTH)
+        connect(m, row_slice.o, flipped(self.rows))
         address, row_start, next_row, block_start, next_block = (
             Signal(range(self._config.vector_words), name=name, reset_less=True)
             for name in ("address", "row_start", "next_row", "block_start", "next_block")
@@ -295,13 +302,14 @@ class OutputStage(wiring.Component):
         m.d.comb += [
             row_queue.i.payload.eq(self.beats.payload),
             row_queue.i.valid.eq(left & job.to_vector),
-            self.rows.payload.address.eq(address),
-            self.rows.payload.data.eq(row_queue.o.payload),
-            self.rows.valid.eq(row_queue.o.valid),
-            row_queue.o.ready.eq(self.rows.ready),
-            placed.eq(self.rows.valid & self.rows.ready),
+            row_slice.i.payload.address.eq(address),
+            row_slice.i.payload.data.eq(row_queue.o.payload),
+            row_slice.i.valid.eq(row_queue.o.valid),
+            row_queue.o.ready.eq(row_slice.i.ready),
+            placed.eq(row_slice.i.valid & row_slice.i.ready),
         ]
         m.d.sync += [
+            arrived.eq(self.rows.valid & self.rows.ready),
             next_row.eq(row_start + job.target_pitch),
             next_block.eq(block_start + PARAMETER_BEATS),
             placing_last_row.eq(unplaced_rows == 1),
