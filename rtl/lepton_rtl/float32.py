@@ -17,6 +17,7 @@ from lepton_hw import numerics
 from lepton_hw.numerics import F32, I32
 
 from .delay import delay
+from .product import CUT, partial_products
 
 ONE = 127 << 23
 INFINITY = 0xFF << 23
@@ -91,9 +92,6 @@ class IntToFloat(wiring.Component):
 class FloatMultiply(wiring.Component):
     """float32 product.
 
-    The 24 x 24 bit product is two partial products of 24 x 17 and 24 x 7 bits with registers before and after:
-    one hardware multiplier of 25 x 18 bits each.
-
     Members
     -------
     a, b: In(32)
@@ -102,8 +100,8 @@ class FloatMultiply(wiring.Component):
         ``a * b``.
     """
 
-    latency = 6
-    """Unpack; partial products; their sum; normalize; round; pack."""
+    latency = 7
+    """Unpack; partial products; sum of the middle ones; of all; normalize; round; pack."""
 
     def __init__(self) -> None:
         super().__init__({"a": In(32), "b": In(32), "y": Out(32)})
@@ -115,18 +113,16 @@ class FloatMultiply(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        low_bits = 17  # the unsigned operand width of an 18-bit signed multiplier input
 
         # Unpack: little logic, as operands may come straight from a memory. A zero or subnormal operand has its
         # hidden bit cleared.
         operands = (("a", self.a), ("b", self.b))
         exponents = [delay(m, x[23:31], 1, f"{name}_exponent") for name, x in operands]
         a, b = [delay(m, Cat(x[:23], x[23:31].any()), 1, f"{name}_significand") for name, x in operands]
-        sign = delay(m, self.a[31] ^ self.b[31], 5, "sign")
+        sign = delay(m, self.a[31] ^ self.b[31], self.latency - 1, "sign")
 
         # Partial products, and what the operands are.
-        low = delay(m, a * b[:low_bits], 1, "low")
-        high = delay(m, a * b[low_bits:], 1, "high")
+        outer, middle = partial_products(m, a, b, "product")
         exponent_sum = delay(m, exponents[0] + exponents[1], 1, "exponent_sum")
         a_maximum, b_maximum = [
             delay(m, exponent.all(), 1, f"{name}_maximum") for exponent, name in zip(exponents, "ab", strict=True)
@@ -134,15 +130,16 @@ class FloatMultiply(wiring.Component):
         a_fraction, b_fraction = [delay(m, x[:23].any(), 1, f"{name}_fraction") for x, name in ((a, "a"), (b, "b"))]
         a_zero, b_zero = [delay(m, ~x[23], 1, f"{name}_zero") for x, name in ((a, "a"), (b, "b"))]
         is_nan = (a_maximum & (a_fraction | b_zero)) | (b_maximum & (b_fraction | a_zero))
-        nan = delay(m, is_nan, 3, "nan")
-        infinity = delay(m, a_maximum | b_maximum, 3, "infinity")
-        zero = delay(m, a_zero | b_zero, 3, "zero")
+        rest = self.latency - 3  # until packing
+        nan = delay(m, is_nan, rest, "nan")
+        infinity = delay(m, a_maximum | b_maximum, rest, "infinity")
+        zero = delay(m, a_zero | b_zero, rest, "zero")
 
         # Their sum: 48 bits, of which the lowest 16 only matter as "any".
-        product = delay(m, (low[low_bits:] + high)[: 48 - low_bits], 1, "product")
-        sticky = delay(m, low[: low_bits - 1].any(), 1, "sticky")
-        last = delay(m, low[low_bits - 1], 1, "last")
-        biased = delay(m, exponent_sum - 127, 1, "biased")  # of a significand in [1, 2)
+        product = delay(m, (outer[CUT:] + middle)[: 48 - CUT], 1, "product")
+        sticky = delay(m, outer[: CUT - 1].any(), 1, "sticky")
+        last = delay(m, outer[CUT - 1], 1, "last")
+        biased = delay(m, exponent_sum - 127, 2, "biased")  # of a significand in [1, 2)
 
         # Normalize: the significands' product lies in [1, 4).
         wide = Cat(last, product)  # bits 16..47 of the product

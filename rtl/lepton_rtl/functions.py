@@ -28,6 +28,7 @@ from lepton_hw.numerics import F32
 
 from .delay import delay
 from .float32 import INFINITY, NAN
+from .product import CUT, partial_products, signed_product
 
 FRACTION_BITS = 23
 BIAS = 127
@@ -63,9 +64,10 @@ class FunctionUnit(wiring.Component):
     y : Out(32); ``function(x)``
     """
 
-    latency = 15
-    """Unpack; partial products with log2(e); their sum; shift by 16 and 8; by 4, 2 and 1; round; row and offset; table;
-    coefficients; product with c2; slope; product with the slope; value; round; pack."""
+    latency = 17
+    """Unpack; partial products with log2(e); sum of the middle ones; of all; shift by 16 and 8; by 4, 2 and 1; round;
+    row and offset; table; coefficients; product with c2; slope; partial products with the slope; their sum; value;
+    round; pack."""
 
     def __init__(self) -> None:
         super().__init__({"x": In(32), "function": In(2), "y": Out(32)})
@@ -86,19 +88,17 @@ class FunctionUnit(wiring.Component):
         function = delay(m, self.function, 1, "function")
         is_exponential = function == Function.EXPONENTIAL
 
-        # x * log2(e), by two multipliers as in FloatMultiply.
-        low_bits = 17
+        # x * log2(e).
         x_unpacked = delay(m, self.x, 1, "x_unpacked")
         significand = Cat(x_unpacked[:FRACTION_BITS], Const(1, 1))
-        low = delay(m, significand * Const(LOG2_E & (1 << low_bits) - 1, low_bits), 1, "low")
-        high = delay(m, significand * Const(LOG2_E >> low_bits), 1, "high")
-        product = delay(m, (low[low_bits:] + high)[: FRACTION_BITS + 1 + LOG2_E.bit_length() - low_bits], 1, "product")
+        outer, middle = partial_products(m, significand, Const(LOG2_E), "product")
+        product = delay(m, (outer[CUT:] + middle)[: FRACTION_BITS + 1 + LOG2_E.bit_length() - CUT], 1, "product")
 
         # 23 fraction bits and one to round with. The largest exponent needs the smallest shift; from 32 places more on
         # nothing is left.
         smallest_shift = LOG2_E_POINT + BIAS - (EXP_LIMIT - 1) - 1
-        distance = delay(m, delay(m, EXP_LIMIT - 1 - x_unpacked[FRACTION_BITS:31], 1, "distance_of_x"), 1, "distance")
-        wide = product[smallest_shift - low_bits :]
+        distance = delay(m, delay(m, EXP_LIMIT - 1 - x_unpacked[FRACTION_BITS:31], 1, "distance_of_x"), 2, "distance")
+        wide = product[smallest_shift - CUT :]
         shifted = Mux(distance[5:].any(), 0, wide)
         shifted = Mux(distance[4], shifted >> 16, shifted)
         shifted = delay(m, Mux(distance[3], shifted >> 8, shifted), 1, "shifted_far")
@@ -108,7 +108,7 @@ class FunctionUnit(wiring.Component):
         shifted = delay(m, shifted, 1, "shifted_near")
 
         # Rounded half up, then negated: -(q + r) is ~q + ~r for one bit r.
-        x_shifted = delay(m, x_unpacked, 4, "x_shifted")
+        x_shifted = delay(m, x_unpacked, 5, "x_shifted")
         negative = x_shifted[31]
         magnitude = Signal(SCALED_BITS)
         m.d.comb += magnitude.eq(shifted[1:])
@@ -149,20 +149,20 @@ class FunctionUnit(wiring.Component):
         slope_next = c1 + (curvature >> FRACTION_BITS + C2_POINT - C1_POINT)
         slope = delay(m, slope_next[:C1_BITS].as_signed(), 1, "slope")
         offset_slope = delay(m, offset_read, 2, "offset_slope")
-        rise = delay(m, slope * offset_slope, 1, "rise")
-        c0 = delay(m, coefficients.c0, 3, "c0")
+        rise = signed_product(m, slope, offset_slope, "rise")
+        c0 = delay(m, coefficients.c0, 4, "c0")
         value_next = c0 + (rise >> FRACTION_BITS + C1_POINT - C0_POINT)
         value = delay(m, value_next[: C0_POINT + 2], 1, "value")
 
         # The value, of which one is doubled to lie in [1, 2], rounded to 23 fraction bits half up, and the exponent.
         doubled = Mux(is_exponential, Cat(value, Const(0, 1)), Cat(Const(0, 1), value))
         below = C0_POINT - FRACTION_BITS
-        exponent_value = delay(m, exponent, 6, "exponent_value")
+        exponent_value = delay(m, exponent, 7, "exponent_value")
         rounded_next = Cat(Const(0, FRACTION_BITS), exponent_value).as_signed() + doubled[below:] + doubled[below - 1]
         rounded = delay(m, rounded_next[: FRACTION_BITS + EXPONENT_BITS + 1].as_signed(), 1, "rounded")
 
         # What is none of the parabola's, in two steps. exp(0) is: its argument lost all bits to the shift.
-        x_early = delay(m, x_scaled, 6, "x_early")
+        x_early = delay(m, x_scaled, 7, "x_early")
         early = x_early[FRACTION_BITS:31]
         lowest = delay(m, early == 0, 1, "lowest")
         highest = delay(m, early.all(), 1, "highest")

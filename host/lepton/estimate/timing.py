@@ -25,14 +25,14 @@ VectorCommand = Vector | Quantize | Append | Store
 # Latencies of the pipelines, as the hardware's classes state them.
 COMBINE = 14
 """Of an adder or comparator of the vector unit."""
-LANE = 6 + COMBINE + 15
+LANE = 7 + COMBINE + 17
 """Of a vector lane: multiply, combine, function."""
 OPERAND = 4
 """From an operand's turn to the lanes."""
 QUANTIZER = LANE + 1 + 5
-SCALE_LANE = 30
+SCALE_LANE = 32
 """Of a lane of the output stage."""
-BIAS_AT = 18
+BIAS_AT = 20
 """Of the output stage's lanes, up to the addition of the bias."""
 ACCUMULATOR = 3
 RESULT = 2
