@@ -39,8 +39,9 @@ from lepton_hw.layout import (
 from lepton_hw.numerics import F32, SCALE_OF_LARGEST, QuantizedWeights
 
 from ..errors import InputError
+from .activation import INPUT, RESULT, Activation
 from .builder import Arena, ListBuilder, Space, Span
-from .spec import DecoderSpec, Linear
+from .spec import DecoderSpec, Linear, Norm, joined
 
 WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
 """Base registers of a decoder's lists."""
@@ -53,7 +54,7 @@ _NONE = Step(0)
 def obstacle(spec: DecoderSpec, config: HardwareConfig) -> str | None:
     """Why a decoder cannot run on a build, or None."""
     size = config.array_size
-    if spec.head_size % size or spec.head_size // 2 % config.lanes:
+    if spec.head_size % size or spec.angles % config.lanes:
         return f"head size {spec.head_size} is not a multiple of {size}"
     for name, width in (("hidden size", spec.hidden), ("MLP width", spec.inner)):
         if width % size:
@@ -76,6 +77,9 @@ class Layout:
             self._offsets[key] = at
             at += nbytes
         self.weight_bytes = at
+        norms = [spec.norm, *(norm for layer in spec.layers for norm in (layer.attention_norm, layer.mlp_norm))]
+        self.norm_rows = 1 if all(norm.bias is None for norm in norms) else 2
+        """Rows of a norm's parameters, at most: the weight, and the bias."""
         beat = config.beat_bytes
         self.key_beats = key_cache_beats(config, context, spec.head_size)
         self.value_beats = value_cache_beats(config, context, spec.head_size)
@@ -86,6 +90,10 @@ class Layout:
     def weights(self, name: str, layer: int = 0) -> Address:
         """Address of a weight stream or a norm's weights."""
         return Address(WEIGHTS, self._offsets[name, layer])
+
+    def norm(self, name: str, layer: int) -> Norm:
+        """``attention_norm`` or ``mlp_norm`` of a layer, or ``norm``, the last one."""
+        return self.spec.norm if name == "norm" else getattr(self.spec.layers[layer], name)
 
     def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
         """Address of the ``keys``, ``values`` or ``scales`` of a head."""
@@ -126,29 +134,34 @@ class Layout:
             columns, length = weights.mantissa.shape
             streams.append(((name, layer), weight_bytes(self.config, columns, length, bias=bias)))
 
+        def norm(name: str, layer: int, values: Norm) -> None:
+            streams.append(((name, layer), 4 * spec.hidden * (1 if values.bias is None else 2)))
+
         for i, layer in enumerate(spec.layers):
-            streams.append((("attention_norm", i), 4 * spec.hidden))
+            norm("attention_norm", i, layer.attention_norm)
             linear("qkv", i, layer.attention.qkv.weights, bias=layer.attention.qkv.bias is not None)
             for name in ("query_norm", "key_norm"):
                 if getattr(layer.attention, name) is not None:
                     streams.append(((name, i), 4 * spec.head_size))
             linear("output", i, layer.attention.output.weights, bias=layer.attention.output.bias is not None)
-            streams.append((("mlp_norm", i), 4 * spec.hidden))
+            norm("mlp_norm", i, layer.mlp_norm)
             for chunk in range(self.chunks):
                 gate_up = _gate_up(spec, i, chunk, self.chunks)
                 linear(f"gate_up_{chunk}", i, gate_up.weights, bias=gate_up.bias is not None)
             linear("down", i, layer.mlp.down.weights, bias=layer.mlp.down.bias is not None)
-        streams.append((("norm", 0), 4 * spec.hidden))
+        norm("norm", 0, spec.norm)
         linear("head", 0, spec.head.weights, bias=spec.head.bias is not None)
         return streams
 
     def _pack(self, name: str, layer: int) -> Bytes:
         spec = self.spec
+        if name in ("query_norm", "key_norm"):
+            weight: F32 = getattr(spec.layers[layer].attention, name)
+            return weight.astype("<f4").view(np.uint8)
         if name.endswith("norm"):
-            block = spec.layers[layer]
-            owner = {"norm": spec, "query_norm": block.attention, "key_norm": block.attention}.get(name, block)
-            values: F32 = getattr(owner, name)
-            return values.astype("<f4").view(np.uint8)
+            norm = self.norm(name, layer)
+            parts = [part for part in (norm.weight, norm.bias) if part is not None]
+            return np.concatenate(parts).astype("<f4").view(np.uint8)
         if name.startswith("gate_up_"):
             linear = _gate_up(spec, layer, int(name.removeprefix("gate_up_")), self.chunks)
         elif name == "head":
@@ -167,15 +180,16 @@ def _mlp_chunks(spec: DecoderSpec, config: HardwareConfig) -> int:
 
 
 def _gate_up(spec: DecoderSpec, layer: int, chunk: int, chunks: int) -> Linear:
-    """Gate and up projection of one part of the MLP's width, as one layer."""
+    """What leads into one part of the MLP's width, as one layer: gate, if there is one, and up projection."""
     part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
-    gate, up = spec.layers[layer].mlp.gate, spec.layers[layer].mlp.up
-    mantissa = np.concatenate([gate.weights.mantissa[part], up.weights.mantissa[part]])
-    scale = np.concatenate([gate.weights.scale[part], up.weights.scale[part]])
-    bias = None
-    if gate.bias is not None and up.bias is not None:
-        bias = np.concatenate([gate.bias[part], up.bias[part]])
-    return Linear(QuantizedWeights(mantissa, scale), bias)
+    mlp = spec.layers[layer].mlp
+    return joined([_rows(linear, part) for linear in (mlp.gate, mlp.up) if linear is not None])
+
+
+def _rows(linear: Linear, part: slice) -> Linear:
+    """Some outputs of a Linear layer."""
+    mantissa, scale = linear.weights
+    return Linear(QuantizedWeights(mantissa[part], scale[part]), None if linear.bias is None else linear.bias[part])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +260,10 @@ class _StepCompiler:
         for command in contexts:
             self.builder.add(command)
         self.x = self.arena.allocate(rows * hidden)
-        half = self.words(spec.head_size // 2)
+        half = self.words(spec.angles)
         self.cosines = self.arena.allocate(rows * half)
         self.sines = self.arena.allocate(rows * half)
-        self.norm_weight = self.arena.allocate(hidden)
+        self.norm_parameters = self.arena.allocate(self.layout.norm_rows * hidden)
         self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
         # Inputs lie one after the other in memory and here.
         self.fetch(self.x, rows * (hidden + 2 * half), Address(INPUTS, 0))
@@ -464,18 +478,27 @@ class _StepCompiler:
         self.quantize(words, source, outer=rows, largest=largest, inverse=inverse, activation=0)
 
     def normalize(self, name: str, layer: int, x: Rows, rows: int, target: Rows) -> None:
-        """RMS norm of ``rows`` rows, quantized."""
+        """Norm of ``rows`` rows, quantized."""
         spec = self.spec
+        norm = self.layout.norm(name, layer)
         words = self.words(spec.hidden)
-        squares, factor = self.scalars
-        self.fetch(self.norm_weight, words, self.layout.weights(name, layer))
-        self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=squares)
-        self.root_mean_squares(rows, squares, factor, spec.hidden)
+        sums, factor = self.scalars
+        weight, bias = Rows(self.norm_parameters), Rows(self.norm_parameters + words)
+        centered = norm.bias is not None
+        self.fetch(weight.start, (1 + centered) * words, self.layout.weights(name, layer))
+        if centered:
+            self.vector(words, x, outer=rows, reduce=Reduce.SUM, reduced=sums)
+            self.vector(rows, Rows(sums), b=float(np.float32(-1 / spec.hidden)), target=Rows(factor))
+            self.vector(words, x, c=Rows(factor, 1), broadcast=Step.C, outer=rows, target=target)
+            x = target
+        self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=sums)
+        self.root_mean_squares(rows, sums, factor, spec.hidden)
         self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
         self.vector(
             words,
             target,
-            b=Rows(self.norm_weight),
+            b=weight,
+            c=bias if centered else _MINUS_ZERO,
             outer=rows,
             target=target,
             reduce=Reduce.ABSOLUTE,
@@ -504,7 +527,8 @@ class _StepCompiler:
         )
         self.arena.release(scratch)
         self.normalize_heads(layer, qkv)
-        self.rotate(qkv)
+        if spec.rotary:
+            self.rotate(qkv)
         largest, inverse = self.scalars
         self.vector(head, qkv, outer=rows, inner=heads, reduce=Reduce.ABSOLUTE, reduced=largest)
         self.reciprocals(rows * heads, largest, inverse)
@@ -775,24 +799,26 @@ class _StepCompiler:
         self.normalize("mlp_norm", layer, x, rows, normed)
         self.arena.release(scratch)
         buffers = min(chunks, 2)
-        gate_up = [Rows(self.arena.allocate(rows * 2 * part), 2 * part) for _ in range(buffers)]
-        sigmoid = Rows(self.arena.allocate(rows * part), part)
         mlp = spec.layers[layer].mlp
+        parts = 1 if mlp.gate is None else 2
+        gate_up = [Rows(self.arena.allocate(rows * parts * part), parts * part) for _ in range(buffers)]
+        between = Rows(self.arena.allocate(rows * part), part)
         for chunk in range(chunks):
             gate = gate_up[chunk % buffers]
-            up = Rows(gate.start + part, gate.outer)
+            target = Rows(product.start + chunk * part, inner)
             self.gemm(
                 rows,
                 spec.hidden,
-                2 * spec.inner // chunks,
+                parts * spec.inner // chunks,
                 self.layout.weights(f"gate_up_{chunk}", layer),
                 gate,
-                bias=mlp.gate.bias is not None and mlp.up.bias is not None,
+                bias=any(linear is not None and linear.bias is not None for linear in (mlp.gate, mlp.up)),
             )
-            self.vector(part, gate, b=-1.0, outer=rows, function=Function.EXPONENTIAL, target=sigmoid)
-            self.vector(part, sigmoid, c=1.0, outer=rows, function=Function.RECIPROCAL, target=sigmoid)
-            self.vector(part, gate, b=sigmoid, outer=rows, target=gate)
-            self.vector(part, gate, b=up, outer=rows, target=Rows(product.start + chunk * part, inner))
+            if mlp.gate is None:
+                self.activate(mlp.activation, part, gate, between, target)
+            else:
+                self.activate(mlp.activation, part, gate, between, gate)
+                self.vector(part, gate, b=Rows(gate.start + part, gate.outer), outer=rows, target=target)
         self.vector(inner, product, outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
         self.quantize_rows(product, inner, rows)
         self.arena.release(scratch)
@@ -802,6 +828,24 @@ class _StepCompiler:
         )
         self.vector(hidden, branch, c=x, outer=rows, target=x)
         self.arena.release(mark)
+
+    def activate(self, activation: Activation, words: int, x: Rows, between: Rows, target: Rows) -> None:
+        """Activation function of rows of ``words`` words; ``between`` has room for them."""
+        operands = {INPUT: x, RESULT: between}
+        *passes, last = activation.value
+        for step, result in (*((step, between) for step in passes), (last, target)):
+            square = step.a == step.b
+            self.vector(
+                words,
+                operands[step.a],
+                b=1.0 if square else operands[step.b] if isinstance(step.b, str) else step.b,
+                c=step.c,
+                square=square,
+                combine=step.combine,
+                function=step.function,
+                outer=self.rows,
+                target=result,
+            )
 
     def head(self) -> None:
         """Last norm and logits of each sequence's last token, or of all."""

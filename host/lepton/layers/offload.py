@@ -10,8 +10,8 @@ from lepton_hw.config import PAGE_BYTES, HardwareConfig
 
 from ..errors import InputError, LeptonError
 from ..executors import DeviceExecutor, Executor
-from ..partition import Placement, QuantizedLinear, Report
-from ..partition.linears import features, replace
+from ..partition import Placement, Report
+from ..partition.linears import features, find_linears, replace
 from .decoder import Layout, obstacle
 from .engine import DecoderEngine
 from .forward import DecoderForward
@@ -96,12 +96,13 @@ def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: in
 
 def _report(model: PreTrainedModel, executor: Executor, config: HardwareConfig, recognized: Recognized) -> Report:
     spec = recognized.spec
+    linears = find_linears(model)
     placements = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         on_device = name in recognized.modules
-        macs = math.prod(features(module)) if isinstance(module, nn.Linear | QuantizedLinear) else 0
-        if on_device and hasattr(module, "q_proj"):
+        macs = math.prod(features(module)) if name in linears else 0
+        if name in recognized.attentions:
             macs = 2 * REPORTED_CONTEXT * spec.heads * spec.head_size
         if not (own or macs or (on_device and not any(True for _ in module.children()))):
             continue

@@ -22,7 +22,7 @@ from lepton_hw.numerics import (
 
 from ..executors import LinearHandle, ReferenceExecutor
 from .engine import check_length
-from .spec import Attention, DecoderSpec, Linear, Mlp
+from .spec import Attention, DecoderSpec, Linear, Mlp, Norm
 
 
 class KeyValues:
@@ -89,7 +89,15 @@ class ReferenceEngine:
             self._handles[key] = self._executor.load_linear(linear.weights, linear.bias)
         return self._executor.linear(self._handles[key], torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
-    def _normalize(self, x: F32, weight: F32) -> F32:
+    def _normalize(self, x: F32, norm: Norm) -> F32:
+        if norm.bias is None:
+            return self._scale(x, norm.weight)
+        sums = reduce_rows(float_add, x)
+        minus_mean = float_multiply(sums, _number(-1 / len(norm.weight)))
+        return float_add(self._scale(float_add(x, minus_mean[..., None]), norm.weight), norm.bias)
+
+    def _scale(self, x: F32, weight: F32) -> F32:
+        """RMS norm."""
         squares = reduce_rows(float_add, float_multiply(x, x))
         mean = float_multiply(squares, _number(1 / len(weight)))
         factor = rsqrt(float_add(mean, _number(self.spec.epsilon)))
@@ -102,10 +110,11 @@ class ReferenceEngine:
         qkv = self._linear(attention.qkv, x).reshape(len(x), -1, spec.head_size)
         queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.key_heads], axis=1)
         if attention.query_norm is not None:
-            queries = self._normalize(queries, attention.query_norm)
+            queries = self._scale(queries, attention.query_norm)
         if attention.key_norm is not None:
-            keys = self._normalize(keys, attention.key_norm)
-        queries, keys = (_rotate(part, cosines, sines) for part in (queries, keys))
+            keys = self._scale(keys, attention.key_norm)
+        if spec.rotary:
+            queries, keys = (_rotate(part, cosines, sines) for part in (queries, keys))
         sequence.append(index, keys, values)
         mixed = np.empty_like(queries)
         for head in range(spec.heads):
@@ -118,9 +127,10 @@ class ReferenceEngine:
         return self._linear(attention.output, mixed.reshape(len(x), -1))
 
     def _mlp(self, mlp: Mlp, x: F32) -> F32:
-        gate, up = self._linear(mlp.gate, x), self._linear(mlp.up, x)
-        sigmoid = reciprocal(float_add(exponential(-gate), _number(1)))
-        return self._linear(mlp.down, float_multiply(float_multiply(gate, sigmoid), up))
+        up = self._linear(mlp.up, x)
+        if mlp.gate is None:
+            return self._linear(mlp.down, mlp.activation(up))
+        return self._linear(mlp.down, float_multiply(mlp.activation(self._linear(mlp.gate, x)), up))
 
 
 def _number(value: float) -> F32:
