@@ -36,12 +36,12 @@ from lepton_hw.layout import (
     weight_bytes,
     words_of,
 )
-from lepton_hw.numerics import F32, SCALE_OF_LARGEST, QuantizedWeights
+from lepton_hw.numerics import F32, SCALE_OF_LARGEST
 
 from ..errors import InputError
 from .activation import INPUT, RESULT, Activation
 from .builder import Arena, ListBuilder, Space, Span
-from .spec import DecoderSpec, Linear, Norm, joined
+from .spec import DecoderSpec, Linear, Norm, Spec, joined, rows_of
 
 WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
 """Base registers of a decoder's lists."""
@@ -51,8 +51,8 @@ _MINUS_ZERO = -0.0
 _NONE = Step(0)
 
 
-def obstacle(spec: DecoderSpec, config: HardwareConfig) -> str | None:
-    """Why a decoder cannot run on a build, or None."""
+def obstacle(spec: Spec, config: HardwareConfig) -> str | None:
+    """Why a model cannot run on a build, or None."""
     size = config.array_size
     if spec.head_size % size or spec.angles % config.lanes:
         return f"head size {spec.head_size} is not a multiple of {size}"
@@ -65,21 +65,22 @@ def obstacle(spec: DecoderSpec, config: HardwareConfig) -> str | None:
 
 
 class Layout:
-    """Where a decoder's weights and caches lie in device memory: offsets in bytes from their base registers."""
+    """Where a model's weights and caches lie in device memory: offsets in bytes from their base registers."""
 
-    def __init__(self, spec: DecoderSpec, config: HardwareConfig, *, slots: int, context: int) -> None:
+    def __init__(self, spec: Spec, config: HardwareConfig, *, slots: int, context: int) -> None:
         self.spec, self.config = spec, config
         self.slots, self.context = slots, context
         self.chunks = _mlp_chunks(spec, config)
         self._offsets: dict[tuple[str, int], int] = {}
-        at = 0
-        for key, nbytes in self._streams():
-            self._offsets[key] = at
-            at += nbytes
-        self.weight_bytes = at
-        norms = [spec.norm, *(norm for layer in spec.layers for norm in (layer.attention_norm, layer.mlp_norm))]
-        self.norm_rows = 1 if all(norm.bias is None for norm in norms) else 2
+        self.norm_rows = 1
         """Rows of a norm's parameters, at most: the weight, and the bias."""
+        at = 0
+        for name, layer, part in self.parts():
+            self._offsets[name, layer] = at
+            at += self._bytes(part)
+            if isinstance(part, Norm) and part.bias is not None:
+                self.norm_rows = 2
+        self.weight_bytes = at
         beat = config.beat_bytes
         self.key_beats = key_cache_beats(config, context, spec.head_size)
         self.value_beats = value_cache_beats(config, context, spec.head_size)
@@ -93,7 +94,10 @@ class Layout:
 
     def norm(self, name: str, layer: int) -> Norm:
         """``attention_norm`` or ``mlp_norm`` of a layer, or ``norm``, the last one."""
-        return self.spec.norm if name == "norm" else getattr(self.spec.layers[layer], name)
+        if name == "norm":
+            assert isinstance(self.spec, DecoderSpec)
+            return self.spec.norm
+        return getattr(self.spec.layers[layer], name)
 
     def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
         """Address of the ``keys``, ``values`` or ``scales`` of a head."""
@@ -108,10 +112,7 @@ class Layout:
 
     def pack(self) -> Bytes:
         """All weights and norms, flat uint8."""
-        parts = []
-        for (name, layer), _ in self._streams():
-            parts.append(self._pack(name, layer))
-        return np.concatenate(parts)
+        return np.concatenate([self._pack(part) for _, _, part in self.parts()])
 
     def constants(self) -> Iterator[tuple[int, Bytes]]:
         """What caches hold before the first token, as offsets and bytes: the ones in value caches."""
@@ -125,71 +126,56 @@ class Layout:
                     for block in range(words_of(self.config, self.spec.head_size)):
                         yield first + block * stride, ones
 
-    def _streams(self) -> list[tuple[tuple[str, int], int]]:
-        """Name, layer and bytes of everything in the order of its use."""
-        spec = self.spec
-        streams: list[tuple[tuple[str, int], int]] = []
+    def parts(self) -> Iterator[tuple[str, int, Linear | Norm | F32]]:
+        """Name, layer and values of all weights in the order of their use."""
+        assert isinstance(self.spec, DecoderSpec)
+        for i, layer in enumerate(self.spec.layers):
+            yield "attention_norm", i, layer.attention_norm
+            yield "qkv", i, layer.attention.qkv
+            for name, weight in (("query_norm", layer.attention.query_norm), ("key_norm", layer.attention.key_norm)):
+                if weight is not None:
+                    yield name, i, weight
+            yield "output", i, layer.attention.output
+            yield "mlp_norm", i, layer.mlp_norm
+            yield from self.mlp_parts(i)
+        yield "norm", 0, self.spec.norm
+        yield "head", 0, self.spec.head
 
-        def linear(name: str, layer: int, weights: QuantizedWeights, *, bias: bool) -> None:
-            columns, length = weights.mantissa.shape
-            streams.append(((name, layer), weight_bytes(self.config, columns, length, bias=bias)))
+    def mlp_parts(self, layer: int) -> Iterator[tuple[str, int, Linear]]:
+        """Those of an MLP."""
+        for chunk in range(self.chunks):
+            yield f"gate_up_{chunk}", layer, _gate_up(self.spec, layer, chunk, self.chunks)
+        yield "down", layer, self.spec.layers[layer].mlp.down
 
-        def norm(name: str, layer: int, values: Norm) -> None:
-            streams.append(((name, layer), 4 * spec.hidden * (1 if values.bias is None else 2)))
+    def _bytes(self, part: Linear | Norm | F32) -> int:
+        if isinstance(part, Linear):
+            return weight_bytes(self.config, *part.weights.mantissa.shape, bias=part.bias is not None)
+        return sum(values.size * 4 for values in _values(part))
 
-        for i, layer in enumerate(spec.layers):
-            norm("attention_norm", i, layer.attention_norm)
-            linear("qkv", i, layer.attention.qkv.weights, bias=layer.attention.qkv.bias is not None)
-            for name in ("query_norm", "key_norm"):
-                if getattr(layer.attention, name) is not None:
-                    streams.append(((name, i), 4 * spec.head_size))
-            linear("output", i, layer.attention.output.weights, bias=layer.attention.output.bias is not None)
-            norm("mlp_norm", i, layer.mlp_norm)
-            for chunk in range(self.chunks):
-                gate_up = _gate_up(spec, i, chunk, self.chunks)
-                linear(f"gate_up_{chunk}", i, gate_up.weights, bias=gate_up.bias is not None)
-            linear("down", i, layer.mlp.down.weights, bias=layer.mlp.down.bias is not None)
-        norm("norm", 0, spec.norm)
-        linear("head", 0, spec.head.weights, bias=spec.head.bias is not None)
-        return streams
-
-    def _pack(self, name: str, layer: int) -> Bytes:
-        spec = self.spec
-        if name in ("query_norm", "key_norm"):
-            weight: F32 = getattr(spec.layers[layer].attention, name)
-            return weight.astype("<f4").view(np.uint8)
-        if name.endswith("norm"):
-            norm = self.norm(name, layer)
-            parts = [part for part in (norm.weight, norm.bias) if part is not None]
-            return np.concatenate(parts).astype("<f4").view(np.uint8)
-        if name.startswith("gate_up_"):
-            linear = _gate_up(spec, layer, int(name.removeprefix("gate_up_")), self.chunks)
-        elif name == "head":
-            linear = spec.head
-        elif name == "down":
-            linear = spec.layers[layer].mlp.down
-        else:
-            linear = getattr(spec.layers[layer].attention, name)
-        return pack_weights(self.config, linear.weights.mantissa, linear.weights.scale, linear.bias)
+    def _pack(self, part: Linear | Norm | F32) -> Bytes:
+        if isinstance(part, Linear):
+            return pack_weights(self.config, part.weights.mantissa, part.weights.scale, part.bias)
+        return np.concatenate(_values(part)).astype("<f4").view(np.uint8)
 
 
-def _mlp_chunks(spec: DecoderSpec, config: HardwareConfig) -> int:
+def _values(part: Norm | F32) -> list[F32]:
+    """Of a norm: its weight, and its bias if it has one."""
+    if isinstance(part, Norm):
+        return [part.weight] if part.bias is None else [part.weight, part.bias]
+    return [part]
+
+
+def _mlp_chunks(spec: Spec, config: HardwareConfig) -> int:
     """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
     blocks = spec.inner // config.array_size
     return next(chunks for chunks in (8, 6, 4, 3, 2, 1) if blocks % chunks == 0)
 
 
-def _gate_up(spec: DecoderSpec, layer: int, chunk: int, chunks: int) -> Linear:
+def _gate_up(spec: Spec, layer: int, chunk: int, chunks: int) -> Linear:
     """What leads into one part of the MLP's width, as one layer: gate, if there is one, and up projection."""
     part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
     mlp = spec.layers[layer].mlp
-    return joined([_rows(linear, part) for linear in (mlp.gate, mlp.up) if linear is not None])
-
-
-def _rows(linear: Linear, part: slice) -> Linear:
-    """Some outputs of a Linear layer."""
-    mantissa, scale = linear.weights
-    return Linear(QuantizedWeights(mantissa[part], scale[part]), None if linear.bias is None else linear.bias[part])
+    return joined([rows_of(linear, part) for linear in (mlp.gate, mlp.up) if linear is not None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,15 +217,20 @@ class DecoderCompiler:
 
         Raises :class:`InputError` if the step needs more memory on chip than there is.
         """
-        return _StepCompiler(self.layout, step).compile()
+        return StepCompiler(self.layout, step).compile()
 
 
-class _StepCompiler:
-    def __init__(self, layout: Layout, step: StepShape) -> None:
+class StepCompiler:
+    """Compiles a list for some rows: new tokens of a sequence, or of several."""
+
+    causal = True
+    """Whether a token sees those before it only."""
+
+    def __init__(self, layout: Layout, step: StepShape, *, blocks: int = 0) -> None:
         self.layout, self.step = layout, step
         self.spec, self.config = layout.spec, layout.config
         self.rows = len(step.slots) * step.tokens
-        self.builder = ListBuilder(layout.config, caches=2 * len(layout.spec.layers))
+        self.builder = ListBuilder(layout.config, caches=2 * len(layout.spec.layers) + blocks)
         self.arena = Arena(layout.config.vector_words)
         self.lanes = layout.config.lanes
         if self.rows > layout.config.accumulator_rows:
@@ -251,27 +242,31 @@ class _StepCompiler:
         return elements // self.lanes
 
     def compile(self) -> list[Command]:
-        spec, rows = self.spec, self.rows
-        hidden = self.words(spec.hidden)
+        spec = self.spec
         contexts: list[Command] = []
         for first in range(0, len(self.step.slots), CONTEXTS_PER_COMMAND):
             count = min(CONTEXTS_PER_COMMAND, len(self.step.slots) - first)
             contexts.append(Context(first=first, tokens=(0,) * count))
         for command in contexts:
             self.builder.add(command)
-        self.x = self.arena.allocate(rows * hidden)
-        half = self.words(spec.angles)
-        self.cosines = self.arena.allocate(rows * half)
-        self.sines = self.arena.allocate(rows * half)
-        self.norm_parameters = self.arena.allocate(self.layout.norm_rows * hidden)
-        self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
+        self.reserve()
         # Inputs lie one after the other in memory and here.
-        self.fetch(self.x, rows * (hidden + 2 * half), Address(INPUTS, 0))
+        self.fetch(self.x, self.rows * self.words(spec.hidden + 2 * spec.angles), Address(INPUTS, 0))
         for index in range(len(spec.layers)):
             self.attention(index)
             self.mlp(index)
         self.head()
         return self.builder.finish()
+
+    def reserve(self) -> None:
+        """What is in the vector memory all the time."""
+        spec, rows = self.spec, self.rows
+        hidden, half = self.words(spec.hidden), self.words(spec.angles)
+        self.x = self.arena.allocate(rows * hidden)
+        self.cosines = self.arena.allocate(rows * half)
+        self.sines = self.arena.allocate(rows * half)
+        self.norm_parameters = self.arena.allocate(self.layout.norm_rows * hidden)
+        self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
 
     # Commands with what they touch.
 
@@ -477,8 +472,19 @@ class _StepCompiler:
         self.reciprocals(rows, largest, inverse)
         self.quantize(words, source, outer=rows, largest=largest, inverse=inverse, activation=0)
 
+    def enter(self, name: str, layer: int, target: Rows) -> None:
+        """What a branch begins with: the norm of all rows, quantized."""
+        x = Rows(self.x, self.words(self.spec.hidden))
+        self.normalize(name, layer, x, self.rows, target)
+        self.quantize_rows(target, x.outer, self.rows)
+
+    def leave(self, name: str, layer: int, branch: Rows) -> None:
+        """What a branch ends with: the sum."""
+        x = Rows(self.x, self.words(self.spec.hidden))
+        self.vector(x.outer, branch, c=x, outer=self.rows, target=x)
+
     def normalize(self, name: str, layer: int, x: Rows, rows: int, target: Rows) -> None:
-        """Norm of ``rows`` rows, quantized."""
+        """Norm of ``rows`` rows; their largest magnitudes are in the first scalars."""
         spec = self.spec
         norm = self.layout.norm(name, layer)
         words = self.words(spec.hidden)
@@ -504,7 +510,6 @@ class _StepCompiler:
             reduce=Reduce.ABSOLUTE,
             reduced=self.scalars[0],
         )
-        self.quantize_rows(target, words, rows)
 
     def attention(self, layer: int) -> None:
         spec, rows = self.spec, self.rows
@@ -514,8 +519,7 @@ class _StepCompiler:
         qkv = Rows(self.arena.allocate(rows * heads * head), heads * head, head)
         scratch = self.arena.mark()
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        x = Rows(self.x, hidden)
-        self.normalize("attention_norm", layer, x, rows, normed)
+        self.enter("attention_norm", layer, normed)
         linear = spec.layers[layer].attention.qkv
         self.gemm(
             rows,
@@ -539,7 +543,13 @@ class _StepCompiler:
                 self.attend_token(layer, row, qkv, mixed)
         else:
             self.attend_tokens(layer, qkv, mixed)
-        width = spec.heads * head
+        self.project(layer, mixed)
+        self.arena.release(mark)
+
+    def project(self, layer: int, mixed: Rows) -> None:
+        """The output projection of what the heads have found."""
+        spec, rows = self.spec, self.rows
+        hidden, width = self.words(spec.hidden), mixed.outer
         self.vector(width, Rows(mixed.start, width), outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
         self.quantize_rows(Rows(mixed.start, width), width, rows)
         branch = Rows(self.arena.allocate(rows * hidden), hidden)
@@ -552,8 +562,7 @@ class _StepCompiler:
             branch,
             bias=linear.bias is not None,
         )
-        self.vector(hidden, branch, c=x, outer=rows, target=x)
-        self.arena.release(mark)
+        self.leave("attention_norm", layer, branch)
 
     def normalize_heads(self, layer: int, qkv: Rows) -> None:
         """RMS norms of query and key heads, in the families that have them."""
@@ -606,39 +615,45 @@ class _StepCompiler:
 
     def append(self, layer: int, qkv: Rows, head: int, heads: int) -> None:
         """Keys and values of the new tokens to the caches."""
-        spec, layout = self.spec, self.layout
-        largest, inverse = self.scalars
-        tokens = self.step.tokens
+        spec, tokens = self.spec, self.step.tokens
         for number, slot in enumerate(self.step.slots):
             for value in (False, True):
                 # Scalars of a token's heads follow each other, but not those of several tokens' keys.
                 for token in range(tokens):
                     first = (number * tokens + token) * heads + spec.heads + value * spec.key_heads
-                    start = qkv.start + first * head
-                    self.builder.add(
-                        Append(
-                            words=head,
-                            inner=spec.key_heads,
-                            a_start=start,
-                            a_inner=head,
-                            largest=largest + first,
-                            inverse=inverse + first,
-                            context=number,
-                            offset=tokens - token,
-                            cache=layout.cache("values" if value else "keys", layer, slot),
-                            head_stride=layout.value_beats if value else layout.key_beats,
-                            scales=layout.cache("scales", layer, slot) if value else Address(0, 0),
-                            stride=value_stride(self.config, layout.context) if value else 0,
-                            scale_stride=layout.scale_beats if value else 0,
-                            flags=AppendFlag.VALUE if value else AppendFlag.KEY,
-                        ),
-                        reads=[
-                            self.span(Rows(start, 0, head), head, 1, spec.key_heads),
-                            Span(Space.VECTOR, largest + first, largest + first + spec.key_heads),
-                            Span(Space.VECTOR, inverse + first, inverse + first + spec.key_heads),
-                        ],
-                        writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
-                    )
+                    self.append_token(layer, slot, value, qkv.start + first * head, first, number, tokens - token)
+
+    def append_token(
+        self, layer: int, slot: int, value: bool, start: int, scalar: int, context: int, offset: int
+    ) -> None:
+        """Keys or values of all heads of a token, from word ``start``, ``offset`` tokens before a context's end."""
+        spec, layout = self.spec, self.layout
+        head = self.words(spec.head_size)
+        largest, inverse = (first + scalar for first in self.scalars)
+        self.builder.add(
+            Append(
+                words=head,
+                inner=spec.key_heads,
+                a_start=start,
+                a_inner=head,
+                largest=largest,
+                inverse=inverse,
+                context=context,
+                offset=offset,
+                cache=layout.cache("values" if value else "keys", layer, slot),
+                head_stride=layout.value_beats if value else layout.key_beats,
+                scales=layout.cache("scales", layer, slot) if value else Address(0, 0),
+                stride=value_stride(self.config, layout.context) if value else 0,
+                scale_stride=layout.scale_beats if value else 0,
+                flags=AppendFlag.VALUE if value else AppendFlag.KEY,
+            ),
+            reads=[
+                self.span(Rows(start, 0, head), head, 1, spec.key_heads),
+                Span(Space.VECTOR, largest, largest + spec.key_heads),
+                Span(Space.VECTOR, inverse, inverse + spec.key_heads),
+            ],
+            writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
+        )
 
     def attend_token(self, layer: int, row: int, qkv: Rows, mixed: Rows) -> None:
         """One new token of a sequence: all heads together."""
@@ -731,7 +746,7 @@ class _StepCompiler:
             )
         factor = float(np.float32(spec.head_size**-0.5))
         mask = {"context": number, "mask": True, "outer": outer, "inner": group}
-        if tokens > 1:
+        if tokens > 1 and self.causal:
             mask["causal_offset"] = tokens - 1
         self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
         self.vector(
@@ -791,12 +806,11 @@ class _StepCompiler:
         spec, rows, chunks = self.spec, self.rows, self.layout.chunks
         hidden, inner = self.words(spec.hidden), self.words(spec.inner)
         part = inner // chunks
-        x = Rows(self.x, hidden)
         mark = self.arena.mark()
         product = Rows(self.arena.allocate(rows * inner), inner)
         scratch = self.arena.mark()
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        self.normalize("mlp_norm", layer, x, rows, normed)
+        self.enter("mlp_norm", layer, normed)
         self.arena.release(scratch)
         buffers = min(chunks, 2)
         mlp = spec.layers[layer].mlp
@@ -826,7 +840,7 @@ class _StepCompiler:
         self.gemm(
             rows, spec.inner, spec.hidden, self.layout.weights("down", layer), branch, bias=mlp.down.bias is not None
         )
-        self.vector(hidden, branch, c=x, outer=rows, target=x)
+        self.leave("mlp_norm", layer, branch)
         self.arena.release(mark)
 
     def activate(self, activation: Activation, words: int, x: Rows, between: Rows, target: Rows) -> None:
@@ -850,12 +864,14 @@ class _StepCompiler:
     def head(self) -> None:
         """Last norm and logits of each sequence's last token, or of all."""
         spec = self.spec
+        assert isinstance(spec, DecoderSpec)
         tokens = 1 if self.step.all_logits else self.step.tokens
         hidden = self.words(spec.hidden)
         rows = self.rows // tokens
         last = Rows(self.x + (tokens - 1) * hidden, tokens * hidden)
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
         self.normalize("norm", 0, last, rows, normed)
+        self.quantize_rows(normed, hidden, rows)
         self.gemm(
             rows,
             spec.hidden,

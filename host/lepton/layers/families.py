@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..partition import QuantizedLinear
 from ..partition.linears import obstacle
@@ -52,6 +53,20 @@ class Parts:
     attentions: frozenset[nn.Module]
 
 
+@dataclass(frozen=True, eq=False)
+class EncoderParts:
+    """What an encoder of a known kind is made of; it may be a part of the model."""
+
+    base: PreTrainedModel
+    blocks: Sequence[Block]
+    heads: int
+    head_size: int
+    epsilon: float
+    embed: nn.Module
+    layers: nn.ModuleList
+    attentions: frozenset[nn.Module]
+
+
 def find_parts(model: nn.Module) -> Parts:
     """The parts of a decoder. Raises :class:`Unlike` with the reason if there is none of a known kind."""
     embedding = _call(model, "get_input_embeddings")
@@ -59,13 +74,12 @@ def find_parts(model: nn.Module) -> Parts:
     base = _call(model, "get_decoder")
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear | QuantizedLinear):
         raise Unlike("it has no embedding of tokens or no language-model head")
-    if any(parameter.dtype not in (torch.float32, torch.int8) for parameter in model.parameters()):
-        raise Unlike("its weights are not all float32")
+    _check_types(model)
     for layers, norm, find in (("layers", "norm", _llama), ("h", "ln_f", _gpt2)):
         blocks = getattr(base, layers, None)
         if isinstance(blocks, nn.ModuleList) and len(blocks) and hasattr(base, norm):
             parts = find(base, embedding, head)
-            _check_linears(parts)
+            _check_linears(parts.blocks, parts.head)
             return parts
     raise Unlike("it has no list of layers with a norm behind it")
 
@@ -119,7 +133,7 @@ def _llama(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
         heads=len(first.q_proj.weight) // size,
         key_heads=len(first.k_proj.weight) // size,
         head_size=size,
-        epsilon=_epsilon(base.norm, blocks),
+        epsilon=_epsilon(blocks, base.norm),
         embed=lambda ids, positions: embedding.weight[ids],
         angles=angles,
         norm=base.norm,
@@ -160,13 +174,67 @@ def _gpt2(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
         heads=heads,
         key_heads=heads,
         head_size=size,
-        epsilon=_epsilon(base.ln_f, blocks),
+        epsilon=_epsilon(blocks, base.ln_f),
         embed=lambda ids, positions: embedding.weight[ids] + table.weight[positions],
         angles=None,
         norm=base.ln_f,
         head=head,
         layers=base.h,
         attentions=_attentions([layer.attn for layer in base.h], size),
+    )
+
+
+_BERT = (
+    *(f"attention.self.{name}" for name in ("query", "key", "value")),
+    *(f"{part}.{name}" for part in ("attention.output", "output") for name in ("dense", "LayerNorm")),
+    "intermediate.dense",
+)
+
+
+def find_encoder(model: nn.Module) -> EncoderParts:
+    """The parts of an encoder in the manner of BERT, with a norm behind each branch: BERT, RoBERTa and their like.
+
+    Raises :class:`Unlike` with the reason if there is none.
+    """
+    base: Any = model.base_model if isinstance(model, PreTrainedModel) else None
+    layers = getattr(getattr(base, "encoder", None), "layer", None)
+    embed = getattr(base, "embeddings", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers) or not isinstance(embed, nn.Module):
+        raise Unlike("it has no decoder that generates tokens, and no embeddings with an encoder's layers behind")
+    _check_types(base)
+    _check_parameters(layers, [f"{name}.{kind}" for name in _BERT for kind in ("weight", "bias")])
+    blocks = []
+    for layer in layers:
+        part: Any = layer
+        heads = part.attention.self
+        blocks.append(
+            Block(
+                attention_norm=part.attention.output.LayerNorm,
+                qkv=(heads.query, heads.key, heads.value),
+                output=part.attention.output.dense,
+                query_norm=None,
+                key_norm=None,
+                mlp_norm=part.output.LayerNorm,
+                gate=None,
+                up=part.intermediate.dense,
+                down=part.output.dense,
+                activation=part.intermediate.intermediate_act_fn,
+            )
+        )
+    _check_linears(blocks)
+    attentions = [cast("Any", layer).attention.self for layer in layers]
+    heads, size = (int(getattr(attentions[0], name, 0)) for name in ("num_attention_heads", "attention_head_size"))
+    if not heads * size:
+        raise Unlike("its attention does not tell the size of a head")
+    return EncoderParts(
+        base=base,
+        blocks=blocks,
+        heads=heads,
+        head_size=size,
+        epsilon=_epsilon(blocks),
+        embed=embed,
+        layers=layers,
+        attentions=_attentions(attentions, size),
     )
 
 
@@ -188,16 +256,22 @@ def _check_parameters(layers: Iterable[nn.Module], required: Iterable[str], opti
             raise Unlike(f"layer {index} has {min(more)}, which no step is made for")
 
 
-def _check_linears(parts: Parts) -> None:
+def _check_types(model: nn.Module) -> None:
+    """Raise :class:`Unlike` if the weights are not in floating point, or quantized by us."""
+    if any(parameter.dtype not in (torch.float32, torch.int8) for parameter in model.parameters()):
+        raise Unlike("its weights are not all float32")
+
+
+def _check_linears(blocks: Iterable[Block], *others: nn.Module) -> None:
     """Raise :class:`Unlike` for a Linear layer that is something more."""
-    for block in parts.blocks:
-        for module in (*block.qkv, block.output, block.gate, block.up, block.down, parts.head):
+    for block in blocks:
+        for module in (*block.qkv, block.output, block.gate, block.up, block.down, *others):
             if module is not None and (reason := obstacle(module)):
                 raise Unlike(f"one of its Linear layers is not plain: {reason}")
 
 
-def _epsilon(last: nn.Module, blocks: Sequence[Block]) -> float:
-    norms = [last, *(norm for block in blocks for norm in (block.attention_norm, block.mlp_norm))]
+def _epsilon(blocks: Iterable[Block], *others: nn.Module) -> float:
+    norms = [*others, *(norm for block in blocks for norm in (block.attention_norm, block.mlp_norm))]
     found = {float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)) or 0.0) for norm in norms}
     if len(found) > 1:
         raise Unlike("its norms differ in epsilon")

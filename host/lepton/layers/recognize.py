@@ -1,6 +1,6 @@
-"""Recognizes a decoder in a PyTorch model, and proves it by computing with its parts."""
+"""Recognizes a decoder or encoder in a PyTorch model, and proves it by computing with its parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, silu, softmax
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lepton_hw.numerics import F32
@@ -15,8 +16,8 @@ from lepton_hw.numerics import F32
 from ..partition import QuantizedLinear
 from ..partition.linears import features, quantize
 from .activation import Activation
-from .families import Block, Parts, Unlike, find_parts
-from .spec import Attention, DecoderSpec, Layer, Linear, Mlp, Norm, joined
+from .families import Block, EncoderParts, Parts, Unlike, find_encoder, find_parts
+from .spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm, joined
 
 _TOLERANCE = 1e-3
 """Of the logits of the trial run, relative to the largest: float32 in another order of operations."""
@@ -34,8 +35,20 @@ _ACTIVATION_TOLERANCE = 1e-5
 """A twentieth of what the two forms of GELU differ by."""
 
 
-@dataclass(frozen=True, eq=False)
-class Recognized:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Placed:
+    """What of a model goes to the device."""
+
+    modules: frozenset[str]
+    """Names of the modules that run there."""
+    attentions: frozenset[str]
+    """Those of them that are attention."""
+    linears: dict[nn.Module, QuantizedLinear]
+    """The Linear layers of them, and the same with the spec's weights."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recognized(Placed):
     """A decoder with what stays on the host."""
 
     spec: DecoderSpec
@@ -43,12 +56,14 @@ class Recognized:
     """Token ids [T] and positions [T] to [T, hidden]."""
     angles: Callable[[Tensor], tuple[F32, F32]]
     """Positions [T] to cosines and sines [T, head size / 2], or [T, 0] if nothing is rotated."""
-    modules: frozenset[str]
-    """Names of the modules that run on the device."""
-    attentions: frozenset[str]
-    """Those of them that are attention."""
-    linears: dict[nn.Module, QuantizedLinear]
-    """The Linear layers of them, and the same with the spec's weights."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RecognizedEncoder(Placed):
+    """An encoder, and the part of the model whose forward pass it is."""
+
+    spec: EncoderSpec
+    base: PreTrainedModel
 
 
 def recognize(model: nn.Module) -> Recognized | str:
@@ -58,6 +73,17 @@ def recognize(model: nn.Module) -> Recognized | str:
         with torch.no_grad():
             _prove(model, parts)
             return _recognized(model, parts)
+    except Unlike as reason:
+        return str(reason)
+
+
+def recognize_encoder(model: nn.Module) -> RecognizedEncoder | str:
+    """The encoder in ``model``, or why there is none."""
+    try:
+        parts = find_encoder(model)
+        with torch.no_grad():
+            _prove_encoder(parts)
+            return _recognized_encoder(model, parts)
     except Unlike as reason:
         return str(reason)
 
@@ -74,25 +100,47 @@ def _prove(model: nn.Module, parts: Parts) -> None:
     for block in parts.blocks:
         x = x + _attention(parts, block, _normalize(x, block.attention_norm, parts.epsilon))
         x = x + _mlp(block, _normalize(x, block.mlp_norm, parts.epsilon))
-    found = _apply(parts.head, _normalize(x, parts.norm, parts.epsilon))
+    _compare("logits", "a decoder", _apply(parts.head, _normalize(x, parts.norm, parts.epsilon)), expected)
+
+
+def _prove_encoder(parts: EncoderParts) -> None:
+    """As :func:`_prove`, with the hidden states."""
+    vocabulary = parts.base.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, _TRIAL_TOKENS), generator=torch.Generator().manual_seed(0))
+    expected = parts.base(input_ids=ids).last_hidden_state[0]
+    x = parts.embed(input_ids=ids)[0]
+    hidden = features(parts.blocks[0].up)[1]
+    if x.shape[-1] != hidden:
+        raise Unlike(f"its embeddings have {x.shape[-1]} numbers, not {hidden} as its layers")
+    for block in parts.blocks:
+        x = _normalize(x + _attention(parts, block, x), block.attention_norm, parts.epsilon)
+        x = _normalize(x + _mlp(block, x), block.mlp_norm, parts.epsilon)
+    _compare("hidden states", "an encoder", x, expected)
+
+
+def _compare(what: str, kind: str, found: Tensor, expected: Tensor) -> None:
     error = float((found - expected).abs().max() / expected.abs().max())
     if not error <= _TOLERANCE:
-        raise Unlike(f"its logits differ by {error:.2g} from those of such a decoder with its weights")
+        raise Unlike(f"its {what} differ by {error:.2g} from those of such {kind} with its weights")
 
 
-def _attention(parts: Parts, block: Block, x: Tensor) -> Tensor:
-    """Causal attention of [T, hidden]."""
+def _attention(parts: Parts | EncoderParts, block: Block, x: Tensor) -> Tensor:
+    """Attention of [T, hidden]: causal in a decoder."""
+    if isinstance(parts, EncoderParts):
+        key_heads, angles, mask = parts.heads, None, torch.zeros(len(x), len(x))
+    else:
+        key_heads, angles = parts.key_heads, parts.angles
+        mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
     qkv = torch.cat([_apply(module, x) for module in block.qkv], -1).view(len(x), -1, parts.head_size).transpose(0, 1)
-    q, k, v = qkv.split([parts.heads, parts.key_heads, parts.key_heads])
+    q, k, v = qkv.split([parts.heads, key_heads, key_heads])
     q, k = (
         part if norm is None else _normalize(part, norm, parts.epsilon)
         for part, norm in ((q, block.query_norm), (k, block.key_norm))
     )
-    if parts.angles is not None:
-        cosines, sines = parts.angles(torch.arange(len(x)))
+    if angles is not None:
+        cosines, sines = angles(torch.arange(len(x)))
         q, k = (_rotate(part, cosines, sines) for part in (q, k))
-    k, v = (part.repeat_interleave(parts.heads // parts.key_heads, 0) for part in (k, v))
-    mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
+    k, v = (part.repeat_interleave(parts.heads // key_heads, 0) for part in (k, v))
     weights = softmax(q @ k.transpose(1, 2) * parts.head_size**-0.5 + mask, -1)
     return _apply(block.output, (weights @ v).transpose(0, 1).flatten(1))
 
@@ -123,38 +171,15 @@ def _normalize(x: Tensor, norm: Any, epsilon: float) -> Tensor:
     return y if bias is None else y + bias
 
 
-def describe(
-    parts: Parts, join: Callable[[Sequence[nn.Module]], Linear], vector: Callable[[Tensor], F32]
-) -> DecoderSpec:
-    """The decoder of these parts. ``join`` makes one Linear layer of modules, ``vector`` takes weights of norms.
+Join = Callable[[Sequence[nn.Module]], Linear]
+"""Makes one Linear layer of modules."""
+
+
+def describe(parts: Parts, join: Join, vector: Callable[[Tensor], F32]) -> DecoderSpec:
+    """The decoder of these parts; ``vector`` takes the weights of norms.
 
     Raises :class:`Unlike` for an activation function that the accelerator does not have.
     """
-
-    def norm(module: Any) -> Norm:
-        bias = getattr(module, "bias", None)
-        return Norm(vector(module.weight), None if bias is None else vector(bias))
-
-    def layer(block: Block) -> Layer:
-        query_norm: Any = block.query_norm
-        key_norm: Any = block.key_norm
-        return Layer(
-            attention_norm=norm(block.attention_norm),
-            attention=Attention(
-                qkv=join(block.qkv),
-                output=join([block.output]),
-                query_norm=None if query_norm is None else vector(query_norm.weight),
-                key_norm=None if key_norm is None else vector(key_norm.weight),
-            ),
-            mlp_norm=norm(block.mlp_norm),
-            mlp=Mlp(
-                gate=None if block.gate is None else join([block.gate]),
-                up=join([block.up]),
-                down=join([block.down]),
-                activation=_activation(block.activation),
-            ),
-        )
-
     inner, hidden = features(parts.blocks[0].up)
     return DecoderSpec(
         hidden=hidden,
@@ -164,11 +189,40 @@ def describe(
         inner=inner,
         vocabulary=features(parts.head)[0],
         epsilon=parts.epsilon,
-        layers=tuple(layer(block) for block in parts.blocks),
-        norm=norm(parts.norm),
+        layers=_layers(parts.blocks, join, vector),
+        norm=_norm(parts.norm, vector),
         head=join([parts.head]),
         rotary=parts.angles is not None,
     )
+
+
+def _layers(blocks: Sequence[Block], join: Join, vector: Callable[[Tensor], F32]) -> tuple[Layer, ...]:
+    def layer(block: Block) -> Layer:
+        query_norm: Any = block.query_norm
+        key_norm: Any = block.key_norm
+        return Layer(
+            attention_norm=_norm(block.attention_norm, vector),
+            attention=Attention(
+                qkv=join(block.qkv),
+                output=join([block.output]),
+                query_norm=None if query_norm is None else vector(query_norm.weight),
+                key_norm=None if key_norm is None else vector(key_norm.weight),
+            ),
+            mlp_norm=_norm(block.mlp_norm, vector),
+            mlp=Mlp(
+                gate=None if block.gate is None else join([block.gate]),
+                up=join([block.up]),
+                down=join([block.down]),
+                activation=_activation(block.activation),
+            ),
+        )
+
+    return tuple(map(layer, blocks))
+
+
+def _norm(module: Any, vector: Callable[[Tensor], F32]) -> Norm:
+    bias = getattr(module, "bias", None)
+    return Norm(vector(module.weight), None if bias is None else vector(bias))
 
 
 def _activation(function: Callable[[Tensor], Tensor]) -> Activation:
@@ -183,16 +237,8 @@ def _activation(function: Callable[[Tensor], Tensor]) -> Activation:
 
 def _recognized(model: nn.Module, parts: Parts) -> Recognized:
     """The decoder with its weights quantized."""
-    names = {module: name for name, module in model.named_modules()}
-
-    linears: dict[nn.Module, QuantizedLinear] = {}
-
-    def join(modules: Sequence[nn.Module]) -> Linear:
-        quantized = [quantize(names[module], module) for module in modules]
-        linears.update(zip(modules, quantized, strict=True))
-        return _joined(quantized)
-
-    spec = describe(parts, join, lambda tensor: tensor.detach().numpy())
+    quantizer = _Quantizer(model)
+    spec = describe(parts, quantizer, _numpy)
     # Not the parts themselves, which would keep the weights in memory.
     embedded, rotated = parts.embed, parts.angles
 
@@ -206,15 +252,57 @@ def _recognized(model: nn.Module, parts: Parts) -> Recognized:
         cosines, sines = (empty, empty) if rotated is None else rotated(positions)
         return cosines.numpy(), sines.numpy()
 
-    on_device = {parts.head, parts.norm, *parts.layers.modules()}
     return Recognized(
         spec=spec,
         embed=embed,
         angles=angles,
-        modules=frozenset(names[module] for module in on_device),
-        attentions=frozenset(names[module] for module in parts.attentions),
-        linears=linears,
+        modules=quantizer.named({parts.head, parts.norm, *parts.layers.modules()}),
+        attentions=quantizer.named(parts.attentions),
+        linears=quantizer.linears,
     )
+
+
+def _recognized_encoder(model: nn.Module, parts: EncoderParts) -> RecognizedEncoder:
+    """The encoder with its weights quantized."""
+    quantizer = _Quantizer(model)
+    inner, hidden = features(parts.blocks[0].up)
+    spec = EncoderSpec(
+        hidden=hidden,
+        heads=parts.heads,
+        head_size=parts.head_size,
+        inner=inner,
+        epsilon=parts.epsilon,
+        layers=_layers(parts.blocks, quantizer, _numpy),
+    )
+    return RecognizedEncoder(
+        spec=spec,
+        base=parts.base,
+        modules=quantizer.named(parts.layers.modules()),
+        attentions=quantizer.named(parts.attentions),
+        linears=quantizer.linears,
+    )
+
+
+class _Quantizer:
+    """Quantizes Linear layers of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self.linears: dict[nn.Module, QuantizedLinear] = {}
+
+    def __call__(self, modules: Sequence[nn.Module]) -> Linear:
+        """Several as one."""
+        quantized = [quantize(self._names[module], module) for module in modules]
+        self.linears.update(zip(modules, quantized, strict=True))
+        return _joined(quantized)
+
+    def named(self, modules: Iterable[nn.Module]) -> frozenset[str]:
+        """The names of modules."""
+        return frozenset(self._names[module] for module in modules)
+
+
+def _numpy(tensor: Tensor) -> F32:
+    return tensor.detach().numpy()
 
 
 def _joined(parts: list[QuantizedLinear]) -> Linear:

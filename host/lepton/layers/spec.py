@@ -18,6 +18,12 @@ class Linear:
     bias: F32 | None = None
 
 
+def rows_of(linear: Linear, part: slice) -> Linear:
+    """Some outputs of a Linear layer."""
+    mantissa, scale = linear.weights
+    return Linear(QuantizedWeights(mantissa[part], scale[part]), None if linear.bias is None else linear.bias[part])
+
+
 def joined(linears: Sequence[Linear]) -> Linear:
     """Linear layers with the same input as one: their outputs one after the other."""
     mantissa, scale = (np.concatenate(column) for column in zip(*(part.weights for part in linears), strict=True))
@@ -99,3 +105,32 @@ class DecoderSpec:
     def angles(self) -> int:
         """Cosines, and sines, that a position has."""
         return self.head_size // 2 if self.rotary else 0
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderSpec:
+    """A Transformer of which every token sees every other, without its embedding.
+
+    A norm of its layers is of the sum of a branch and what it branched off: ``norm(x + branch(x))``.
+    """
+
+    hidden: int
+    heads: int
+    head_size: int
+    inner: int
+    """Width of the MLP."""
+    epsilon: float
+    """Of the norms."""
+    layers: tuple[Layer, ...]
+
+    rotary = False
+    angles = 0
+    group = 1
+
+    @property
+    def key_heads(self) -> int:
+        """One for each query head."""
+        return self.heads
+
+
+Spec = DecoderSpec | EncoderSpec
