@@ -1,8 +1,11 @@
 """Quality figures of a model."""
 
 import math
+import re
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from lepton.ai import LeptonModel
 from lepton.errors import InputError
@@ -10,6 +13,9 @@ from lepton.progress import progress_bars
 
 WINDOW = 512
 """Tokens that see each other when perplexity is measured."""
+
+WORDS = range(5, 61)
+"""Of a sentence whose embedding is measured."""
 
 
 def perplexity(model: LeptonModel, text: str, tokens: int, *, window: int = WINDOW) -> float:
@@ -33,3 +39,44 @@ def perplexity(model: LeptonModel, text: str, tokens: int, *, window: int = WIND
             loss += torch.nn.functional.cross_entropy(logits.float(), chunk[0, 1:], reduction="sum").item()
             count += chunk.shape[1] - 1
     return math.exp(loss / count)
+
+
+def sentences(text: str, count: int) -> list[str]:
+    """The first ``count`` sentences of ``text``, those of very few or very many words left out.
+
+    Raises :class:`InputError` if there are not so many.
+    """
+    if count < 1:
+        raise InputError(f"sentences: must be at least 1, not {count}")
+    parts = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text)]
+    found = [part for part in parts if len(part.split()) in WORDS and part[0].isupper() and part[-1] in ".!?"]
+    if len(found) < count:
+        raise InputError(f"text: must have {count} sentences, not {len(found)}; use a longer text or fewer sentences")
+    return found[:count]
+
+
+def similarity(model: LeptonModel, other: LeptonModel, texts: Sequence[str]) -> list[float]:
+    """Cosine of the angle between the embeddings that two encoders have of each text.
+
+    An embedding is the mean of the last hidden states. Raises :class:`InputError` for a model that is no encoder.
+    """
+    first, second = (_embeddings(each, texts) for each in (model, other))
+    return torch.cosine_similarity(first, second).tolist()
+
+
+def _embeddings(model: LeptonModel, texts: Sequence[str]) -> Tensor:
+    """[N, hidden]"""
+    if model.tokenizer is None:
+        raise InputError("model: must have a tokenizer for text, but has none; use a sentence encoder")
+    found = []
+    with progress_bars() as progress:
+        for text in progress.track(texts, description=f"On {model.device}"):
+            inputs = model.tokenizer(text, return_tensors="pt", verbose=False).to(model.host_device)
+            hidden = getattr(model.forward(**inputs), "last_hidden_state", None)
+            if hidden is None:
+                raise InputError(
+                    f"model {type(model.module).__name__}: must be an encoder with hidden states, but is not; measure "
+                    f"a language model with `lepton eval perplexity`"
+                )
+            found.append(hidden[0].mean(dim=0))
+    return torch.stack(found).float()

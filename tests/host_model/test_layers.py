@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -36,12 +40,17 @@ SMALL: dict[str, Any] = {
 }
 
 
-def qwen2() -> PreTrainedModel:
-    model = Qwen2ForCausalLM(Qwen2Config(**SMALL))
+def with_biases(model: PreTrainedModel) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def gpt2(**options: Any) -> PreTrainedModel:
+    names = ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+    config = {name: SMALL[name] for name in names} | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 400}
+    return with_biases(GPT2LMHeadModel(GPT2Config(**config | options)))
 
 
 def qwen3() -> PreTrainedModel:
@@ -59,8 +68,11 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "scaled-rotary": lambda: LlamaForCausalLM(
         LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0})
     ),
-    "qwen2": qwen2,
+    "qwen2": lambda: with_biases(Qwen2ForCausalLM(Qwen2Config(**SMALL))),
     "qwen3": qwen3,
+    "gpt2": gpt2,
+    "gpt2-erf": lambda: gpt2(activation_function="gelu", n_inner=96),
+    "relu": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, hidden_act="relu")),
 }
 
 
@@ -118,9 +130,10 @@ def test_a_long_context(load: Callable[..., lai.LeptonModel]) -> None:
         load("llama", "emulator", context=256).forward(input_ids=prompt)
 
 
-def test_a_batch_equals_each_sequence_alone(load: Callable[..., lai.LeptonModel]) -> None:
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_batch_equals_each_sequence_alone(load: Callable[..., lai.LeptonModel], kind: str) -> None:
     """Unequal lengths, padding on the left, early stops."""
-    model = load("llama", "emulator")
+    model = load(kind, "emulator")
     prompts = [ids(1, length, seed=length) for length in (3, 17, 30, 8)]
     longest = max(prompt.shape[1] for prompt in prompts)
     padded = torch.cat([torch.nn.functional.pad(prompt, (longest - prompt.shape[1], 0)) for prompt in prompts])
@@ -149,11 +162,16 @@ def test_too_many_sequences(load: Callable[..., lai.LeptonModel]) -> None:
         model.forward(input_ids=ids(3, 4))
 
 
-def test_explain(load: Callable[..., lai.LeptonModel]) -> None:
-    report = load("llama", "emulator").explain()
+@pytest.mark.parametrize(
+    ("kind", "linears", "on_host"),
+    [("llama", 15, {"model.embed_tokens"}), ("gpt2", 9, {"transformer.wte", "transformer.wpe"})],
+)
+def test_explain(load: Callable[..., lai.LeptonModel], kind: str, linears: int, on_host: set[str]) -> None:
+    report = load(kind, "emulator").explain()
     assert report.offloaded_mac_fraction == 1
     assert "Linear by Linear" not in report.summary
-    assert {p.module for p in report.placements if p.reason} == {"model.embed_tokens"}
+    assert {p.module for p in report.placements if p.reason} == on_host
+    assert f": {linears} Linear layers, 100.00%" in report.summary
 
 
 class _Other(LlamaForCausalLM):
@@ -165,12 +183,34 @@ class _Other(LlamaForCausalLM):
         return result
 
 
-def test_what_is_not_recognized(make_model: Callable[[str], PreTrainedModel]) -> None:
-    assert recognize(make_model("gpt2")) == "it has no list of layers with a norm behind it"
-    assert recognize(torch.nn.Linear(2, 2)) == "it is not a language model of transformers"
-    reason = recognize(_Other(LlamaConfig(**SMALL)).eval())
-    assert isinstance(reason, str)
-    assert "its logits differ by" in reason
+UNLIKE: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
+    "no model": (lambda: torch.nn.Linear(2, 2), "it is not a language model of transformers"),
+    "rotated in part": (
+        lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),
+        "it has no list of layers with a norm behind it",
+    ),
+    "other logits": (lambda: _Other(LlamaConfig(**SMALL)), "its logits differ by"),
+    "other scores": (
+        lambda: gpt2(scale_attn_by_inverse_layer_idx=True),
+        "its attention scales scores by 0.125, not 0.25",
+    ),
+    "other activation": (
+        lambda: gpt2(activation_function="quick_gelu"),
+        "its MLP has QuickGELUActivation, which no step is made for",
+    ),
+    "cross attention": (
+        lambda: gpt2(add_cross_attention=True),
+        "layer 0 has crossattention.c_attn.bias, which no step is made for",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_what_is_not_recognized(kind: str) -> None:
+    make, reason = UNLIKE[kind]
+    found = recognize(make().eval())
+    assert isinstance(found, str)
+    assert found.startswith(reason)
 
 
 def test_what_does_not_fit_runs_linear_by_linear() -> None:

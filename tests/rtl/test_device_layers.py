@@ -1,14 +1,16 @@
 """Whole decoder layers on the RTL: memory afterwards, caches and logits with it, is that of the emulator."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 
 from lepton.devices.emulator import EmulatorDevice
 from lepton.devices.registers import RegisterDevice
-from lepton.layers import DecoderEngine
-from lepton.layers.spec import Attention, DecoderLayer, DecoderSpec, Linear, Mlp
+from lepton.layers import DecoderEngine, EncoderEngine
+from lepton.layers.activation import Activation
+from lepton.layers.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
 from lepton_hw.numerics import F32, quantize_weights
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
 
@@ -22,62 +24,123 @@ TIMINGS = {
 }
 
 
-def decoder(rng: np.random.Generator, *, head_size: int = 64) -> DecoderSpec:
-    """A random decoder of two layers."""
-    hidden, heads, key_heads, inner, vocabulary = 128, 4, 2, 192, 90
+def random_linear(rng: np.random.Generator, columns: int, length: int, *, bias: bool) -> Linear:
+    weights = quantize_weights((rng.standard_normal((columns, length)) / np.sqrt(length)).astype(np.float32))
+    return Linear(weights, rng.standard_normal(columns).astype(np.float32) if bias else None)
 
-    def linear(columns: int, length: int, *, bias: bool = False) -> Linear:
-        weights = quantize_weights((rng.standard_normal((columns, length)) / np.sqrt(length)).astype(np.float32))
-        return Linear(weights, rng.standard_normal(columns).astype(np.float32) if bias else None)
 
-    def norm() -> F32:
-        return (1 + rng.standard_normal(hidden) / 8).astype(np.float32)
+def random_norm(rng: np.random.Generator, hidden: int, *, centered: bool) -> Norm:
+    weight, bias = (rng.standard_normal(hidden).astype(np.float32) / 8 for _ in range(2))
+    return Norm(1 + weight, bias if centered else None)
+
+
+def decoder(rng: np.random.Generator, *, plain: bool = False) -> DecoderSpec:
+    """A random decoder of two layers: in the manner of Llama, or plain, in that of GPT-2."""
+    hidden, heads, head_size, inner, vocabulary = 128, 4, 64, 192, 90
+    key_heads = heads if plain else 2
+
+    linear, norm = partial(random_linear, rng, bias=plain), partial(random_norm, rng, hidden, centered=plain)
+
+    def mlp(activation: Activation) -> Mlp:
+        return Mlp(None if plain else linear(inner, hidden), linear(inner, hidden), linear(hidden, inner), activation)
 
     layers = [
-        DecoderLayer(
+        Layer(
             attention_norm=norm(),
             attention=Attention(
                 qkv=linear((heads + 2 * key_heads) * head_size, hidden, bias=True),
                 output=linear(hidden, heads * head_size),
             ),
             mlp_norm=norm(),
-            mlp=Mlp(linear(inner, hidden), linear(inner, hidden), linear(hidden, inner)),
+            mlp=mlp(activation),
         )
-        for _ in range(2)
+        for activation in ((Activation.GELU_TANH, Activation.GELU) if plain else (Activation.SILU, Activation.RELU))
     ]
-    head = linear(vocabulary, hidden)
-    return DecoderSpec(hidden, heads, key_heads, head_size, inner, vocabulary, 1e-5, tuple(layers), norm(), head)
+    return DecoderSpec(
+        hidden=hidden,
+        heads=heads,
+        key_heads=key_heads,
+        head_size=head_size,
+        inner=inner,
+        vocabulary=vocabulary,
+        epsilon=1e-5,
+        layers=tuple(layers),
+        norm=norm(),
+        head=linear(vocabulary, hidden, bias=False),
+        rotary=not plain,
+    )
+
+
+def compare_counters(rtl: RegisterDevice, emulator: EmulatorDevice) -> None:
+    found, expected = rtl.counters(), emulator.counters()
+    for name in ("array_busy", "read_beats", "weight_beats", "write_beats"):
+        assert getattr(found, name) == getattr(expected, name), name
 
 
 @pytest.mark.parametrize("config", [*FAST, *LARGE])
 @pytest.mark.parametrize("timing", TIMINGS)
-def test_decoder_steps(machine_of: Callable, config: str, timing: str) -> None:
+@pytest.mark.parametrize("plain", [False, True], ids=["llama", "gpt2"])
+def test_decoder_steps(machine_of: Callable, config: str, timing: str, plain: bool) -> None:
     """A prompt of several row blocks, tokens after it, and a batch of sequences at different positions."""
     rng = np.random.default_rng(5)
     machine = machine_of(config, TIMINGS[timing])
     machine.core.memory[:] = 0
-    spec = decoder(rng)
+    spec = decoder(rng, plain=plain)
     rtl = RegisterDevice("rtl", machine.core, machine.config)
     emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
     engines = [DecoderEngine(device, spec, context=100, slots=2) for device in (rtl, emulator)]
 
     def inputs(count: int) -> tuple[F32, F32, F32]:
         x = rng.standard_normal((count, spec.hidden)).astype(np.float32)
-        angles = rng.uniform(0, 7, (count, spec.head_size // 2))
+        angles = rng.uniform(0, 7, (count, spec.angles))
         return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def compare(step: Callable[[DecoderEngine], F32]) -> None:
         logits = [step(engine) for engine in engines]
         np.testing.assert_array_equal(*(values.view(np.uint32) for values in logits))
-        found, expected = rtl.counters(), emulator.counters()
-        for name in ("array_busy", "read_beats", "weight_beats", "write_beats"):
-            assert getattr(found, name) == getattr(expected, name), name
+        compare_counters(rtl, emulator)
 
     prompt, token, other, batch = inputs(21), inputs(1), inputs(3), inputs(2)
     compare(lambda engine: engine.prefill(*prompt))
     compare(lambda engine: engine.decode(*token, positions=[21]))
     compare(lambda engine: engine.prefill(*other, slot=1, all_logits=True))
     compare(lambda engine: engine.decode(*batch, slots=(0, 1), positions=[22, 3]))
+    emulated = emulator.read(engines[1]._caches)
+    np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
+    assert emulated.any()
+
+
+def encoder(rng: np.random.Generator) -> EncoderSpec:
+    """A random encoder of two layers."""
+    hidden, heads, head_size, inner = 128, 2, 64, 192
+    linear, norm = partial(random_linear, rng, bias=True), partial(random_norm, rng, hidden, centered=True)
+    layers = [
+        Layer(
+            attention_norm=norm(),
+            attention=Attention(linear(3 * heads * head_size, hidden), linear(hidden, heads * head_size)),
+            mlp_norm=norm(),
+            mlp=Mlp(None, linear(inner, hidden), linear(hidden, inner), Activation.GELU),
+        )
+        for _ in range(2)
+    ]
+    return EncoderSpec(hidden, heads, head_size, inner, 1e-12, tuple(layers))
+
+
+@pytest.mark.parametrize("config", [*FAST, *LARGE])
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_encoder_passes(machine_of: Callable, config: str, timing: str) -> None:
+    """A sequence of several row blocks, and a shorter one where it was."""
+    rng = np.random.default_rng(6)
+    machine = machine_of(config, TIMINGS[timing])
+    machine.core.memory[:] = 0
+    spec = encoder(rng)
+    rtl = RegisterDevice("rtl", machine.core, machine.config)
+    emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
+    engines = [EncoderEngine(device, spec, context=60) for device in (rtl, emulator)]
+    for tokens in (35, 10):
+        x = rng.standard_normal((tokens, spec.hidden)).astype(np.float32)
+        np.testing.assert_array_equal(*(engine.encode(x).view(np.uint32) for engine in engines))
+        compare_counters(rtl, emulator)
     emulated = emulator.read(engines[1]._caches)
     np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
     assert emulated.any()

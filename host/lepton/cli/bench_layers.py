@@ -12,7 +12,7 @@ from lepton.devices.base import Counters
 from lepton.devices.rtl import open_rtl
 from lepton.errors import InputError
 from lepton.layers import DecoderEngine
-from lepton.layers.spec import Attention, DecoderLayer, DecoderSpec, Linear, Mlp
+from lepton.layers.spec import Attention, DecoderSpec, Layer, Linear, Mlp, Norm
 from lepton.progress import progress_bars
 from lepton_hw.config import get_config
 from lepton_hw.numerics import QuantizedWeights
@@ -56,8 +56,8 @@ def random_decoder(layers: int, *, hidden: int, heads: int, key_heads: int, head
         mantissa = rng.integers(-127, 128, (columns, length), dtype=np.int8)
         return Linear(QuantizedWeights(mantissa, np.full(columns, 1 / (73 * np.sqrt(length)), np.float32)))
 
-    ones = np.ones(hidden, np.float32)
-    layer = DecoderLayer(
+    ones = Norm(np.ones(hidden, np.float32))
+    layer = Layer(
         attention_norm=ones,
         attention=Attention(linear((heads + 2 * key_heads) * head_size, hidden), linear(hidden, heads * head_size)),
         mlp_norm=ones,

@@ -15,6 +15,8 @@ from lepton_hw.config import CONFIGS
 
 from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, StrictOption, print_json
 
+TextOption = Annotated[Path, typer.Option(help="File with the text.", exists=True, dir_okay=False, readable=True)]
+
 models = typer.Typer(help="The models that load by name.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
 
@@ -220,7 +222,7 @@ def pull(
 @evaluate.command()
 def perplexity(
     model: ModelArgument,
-    text: Annotated[Path, typer.Option(help="File with the text.", exists=True, dir_okay=False, readable=True)],
+    text: TextOption,
     device: DeviceOption = "emulator",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 2048,
     config: ConfigOption = "sim",
@@ -231,10 +233,7 @@ def perplexity(
     import lepton.ai as lai
     from lepton.evaluate import perplexity as measure
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"text '{text}': must be UTF-8, but is not ({error.reason}); convert it") from error
+    content = _read(text)
     with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
         offloaded = measure(loaded, content, tokens)
     with lai.load_model(model, "cpu") as loaded:
@@ -244,3 +243,36 @@ def perplexity(
         print_json(result)
     else:
         print(f"{device}: {offloaded:.4f}   float32: {float32:.4f}   ratio: {offloaded / float32:.5f}")
+
+
+@evaluate.command()
+def similarity(
+    model: ModelArgument,
+    text: TextOption,
+    device: DeviceOption = "emulator",
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences of the text to use.")] = 50,
+    config: ConfigOption = "sim",
+    skip: SkipOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the embeddings of sentences on a device with those of the float32 model: cosines."""
+    import lepton.ai as lai
+    from lepton.evaluate import sentences as split
+    from lepton.evaluate import similarity as measure
+
+    texts = split(_read(text), sentences)
+    with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
+        with lai.load_model(model, "cpu") as float32:
+            cosines = measure(loaded, float32, texts)
+    result = {"mean": sum(cosines) / len(cosines), "minimum": min(cosines), "sentences": len(cosines)}
+    if json:
+        print_json(result)
+    else:
+        print(f"{device}, cosine to float32: mean {result['mean']:.5f}   minimum {result['minimum']:.5f}")
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"text '{text}': must be UTF-8, but is not ({error.reason}); convert it") from error

@@ -36,11 +36,12 @@ from lepton_hw.layout import (
     weight_bytes,
     words_of,
 )
-from lepton_hw.numerics import F32, SCALE_OF_LARGEST, QuantizedWeights
+from lepton_hw.numerics import F32, SCALE_OF_LARGEST
 
 from ..errors import InputError
+from .activation import INPUT, RESULT, Activation
 from .builder import Arena, ListBuilder, Space, Span
-from .spec import DecoderSpec, Linear
+from .spec import DecoderSpec, Linear, Norm, Spec, joined, rows_of
 
 WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
 """Base registers of a decoder's lists."""
@@ -50,10 +51,10 @@ _MINUS_ZERO = -0.0
 _NONE = Step(0)
 
 
-def obstacle(spec: DecoderSpec, config: HardwareConfig) -> str | None:
-    """Why a decoder cannot run on a build, or None."""
+def obstacle(spec: Spec, config: HardwareConfig) -> str | None:
+    """Why a model cannot run on a build, or None."""
     size = config.array_size
-    if spec.head_size % size or spec.head_size // 2 % config.lanes:
+    if spec.head_size % size or spec.angles % config.lanes:
         return f"head size {spec.head_size} is not a multiple of {size}"
     for name, width in (("hidden size", spec.hidden), ("MLP width", spec.inner)):
         if width % size:
@@ -64,17 +65,21 @@ def obstacle(spec: DecoderSpec, config: HardwareConfig) -> str | None:
 
 
 class Layout:
-    """Where a decoder's weights and caches lie in device memory: offsets in bytes from their base registers."""
+    """Where a model's weights and caches lie in device memory: offsets in bytes from their base registers."""
 
-    def __init__(self, spec: DecoderSpec, config: HardwareConfig, *, slots: int, context: int) -> None:
+    def __init__(self, spec: Spec, config: HardwareConfig, *, slots: int, context: int) -> None:
         self.spec, self.config = spec, config
         self.slots, self.context = slots, context
         self.chunks = _mlp_chunks(spec, config)
         self._offsets: dict[tuple[str, int], int] = {}
+        self.norm_rows = 1
+        """Rows of a norm's parameters, at most: the weight, and the bias."""
         at = 0
-        for key, nbytes in self._streams():
-            self._offsets[key] = at
-            at += nbytes
+        for name, layer, part in self.parts():
+            self._offsets[name, layer] = at
+            at += self._bytes(part)
+            if isinstance(part, Norm) and part.bias is not None:
+                self.norm_rows = 2
         self.weight_bytes = at
         beat = config.beat_bytes
         self.key_beats = key_cache_beats(config, context, spec.head_size)
@@ -86,6 +91,13 @@ class Layout:
     def weights(self, name: str, layer: int = 0) -> Address:
         """Address of a weight stream or a norm's weights."""
         return Address(WEIGHTS, self._offsets[name, layer])
+
+    def norm(self, name: str, layer: int) -> Norm:
+        """``attention_norm`` or ``mlp_norm`` of a layer, or ``norm``, the last one."""
+        if name == "norm":
+            assert isinstance(self.spec, DecoderSpec)
+            return self.spec.norm
+        return getattr(self.spec.layers[layer], name)
 
     def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
         """Address of the ``keys``, ``values`` or ``scales`` of a head."""
@@ -100,10 +112,7 @@ class Layout:
 
     def pack(self) -> Bytes:
         """All weights and norms, flat uint8."""
-        parts = []
-        for (name, layer), _ in self._streams():
-            parts.append(self._pack(name, layer))
-        return np.concatenate(parts)
+        return np.concatenate([self._pack(part) for _, _, part in self.parts()])
 
     def constants(self) -> Iterator[tuple[int, Bytes]]:
         """What caches hold before the first token, as offsets and bytes: the ones in value caches."""
@@ -117,65 +126,56 @@ class Layout:
                     for block in range(words_of(self.config, self.spec.head_size)):
                         yield first + block * stride, ones
 
-    def _streams(self) -> list[tuple[tuple[str, int], int]]:
-        """Name, layer and bytes of everything in the order of its use."""
-        spec = self.spec
-        streams: list[tuple[tuple[str, int], int]] = []
+    def parts(self) -> Iterator[tuple[str, int, Linear | Norm | F32]]:
+        """Name, layer and values of all weights in the order of their use."""
+        assert isinstance(self.spec, DecoderSpec)
+        for i, layer in enumerate(self.spec.layers):
+            yield "attention_norm", i, layer.attention_norm
+            yield "qkv", i, layer.attention.qkv
+            for name, weight in (("query_norm", layer.attention.query_norm), ("key_norm", layer.attention.key_norm)):
+                if weight is not None:
+                    yield name, i, weight
+            yield "output", i, layer.attention.output
+            yield "mlp_norm", i, layer.mlp_norm
+            yield from self.mlp_parts(i)
+        yield "norm", 0, self.spec.norm
+        yield "head", 0, self.spec.head
 
-        def linear(name: str, layer: int, weights: QuantizedWeights, *, bias: bool) -> None:
-            columns, length = weights.mantissa.shape
-            streams.append(((name, layer), weight_bytes(self.config, columns, length, bias=bias)))
+    def mlp_parts(self, layer: int) -> Iterator[tuple[str, int, Linear]]:
+        """Those of an MLP."""
+        for chunk in range(self.chunks):
+            yield f"gate_up_{chunk}", layer, _gate_up(self.spec, layer, chunk, self.chunks)
+        yield "down", layer, self.spec.layers[layer].mlp.down
 
-        for i, layer in enumerate(spec.layers):
-            streams.append((("attention_norm", i), 4 * spec.hidden))
-            linear("qkv", i, layer.attention.qkv.weights, bias=layer.attention.qkv.bias is not None)
-            for name in ("query_norm", "key_norm"):
-                if getattr(layer.attention, name) is not None:
-                    streams.append(((name, i), 4 * spec.head_size))
-            linear("output", i, layer.attention.output.weights, bias=layer.attention.output.bias is not None)
-            streams.append((("mlp_norm", i), 4 * spec.hidden))
-            for chunk in range(self.chunks):
-                gate_up = _gate_up(spec, i, chunk, self.chunks)
-                linear(f"gate_up_{chunk}", i, gate_up.weights, bias=gate_up.bias is not None)
-            linear("down", i, layer.mlp.down.weights, bias=layer.mlp.down.bias is not None)
-        streams.append((("norm", 0), 4 * spec.hidden))
-        linear("head", 0, spec.head.weights, bias=spec.head.bias is not None)
-        return streams
+    def _bytes(self, part: Linear | Norm | F32) -> int:
+        if isinstance(part, Linear):
+            return weight_bytes(self.config, *part.weights.mantissa.shape, bias=part.bias is not None)
+        return sum(values.size * 4 for values in _values(part))
 
-    def _pack(self, name: str, layer: int) -> Bytes:
-        spec = self.spec
-        if name.endswith("norm"):
-            block = spec.layers[layer]
-            owner = {"norm": spec, "query_norm": block.attention, "key_norm": block.attention}.get(name, block)
-            values: F32 = getattr(owner, name)
-            return values.astype("<f4").view(np.uint8)
-        if name.startswith("gate_up_"):
-            linear = _gate_up(spec, layer, int(name.removeprefix("gate_up_")), self.chunks)
-        elif name == "head":
-            linear = spec.head
-        elif name == "down":
-            linear = spec.layers[layer].mlp.down
-        else:
-            linear = getattr(spec.layers[layer].attention, name)
-        return pack_weights(self.config, linear.weights.mantissa, linear.weights.scale, linear.bias)
+    def _pack(self, part: Linear | Norm | F32) -> Bytes:
+        if isinstance(part, Linear):
+            return pack_weights(self.config, part.weights.mantissa, part.weights.scale, part.bias)
+        return np.concatenate(_values(part)).astype("<f4").view(np.uint8)
 
 
-def _mlp_chunks(spec: DecoderSpec, config: HardwareConfig) -> int:
+def _values(part: Norm | F32) -> list[F32]:
+    """Of a norm: its weight, and its bias if it has one."""
+    if isinstance(part, Norm):
+        return [part.weight] if part.bias is None else [part.weight, part.bias]
+    return [part]
+
+
+def _mlp_chunks(spec: Spec, config: HardwareConfig) -> int:
     """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
     blocks = spec.inner // config.array_size
     return next(chunks for chunks in (8, 6, 4, 3, 2, 1) if blocks % chunks == 0)
 
 
-def _gate_up(spec: DecoderSpec, layer: int, chunk: int, chunks: int) -> Linear:
-    """Gate and up projection of one part of the MLP's width, as one layer."""
+def _gate_up(spec: Spec, layer: int, chunk: int, chunks: int) -> Linear:
+    """What leads into one part of the MLP's width, as one layer: gate, if there is one, and up projection."""
     part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
-    gate, up = spec.layers[layer].mlp.gate, spec.layers[layer].mlp.up
-    mantissa = np.concatenate([gate.weights.mantissa[part], up.weights.mantissa[part]])
-    scale = np.concatenate([gate.weights.scale[part], up.weights.scale[part]])
-    bias = None
-    if gate.bias is not None and up.bias is not None:
-        bias = np.concatenate([gate.bias[part], up.bias[part]])
-    return Linear(QuantizedWeights(mantissa, scale), bias)
+    mlp = spec.layers[layer].mlp
+    return joined([rows_of(linear, part) for linear in (mlp.gate, mlp.up) if linear is not None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,15 +217,20 @@ class DecoderCompiler:
 
         Raises :class:`InputError` if the step needs more memory on chip than there is.
         """
-        return _StepCompiler(self.layout, step).compile()
+        return StepCompiler(self.layout, step).compile()
 
 
-class _StepCompiler:
-    def __init__(self, layout: Layout, step: StepShape) -> None:
+class StepCompiler:
+    """Compiles a list for some rows: new tokens of a sequence, or of several."""
+
+    causal = True
+    """Whether a token sees those before it only."""
+
+    def __init__(self, layout: Layout, step: StepShape, *, blocks: int = 0) -> None:
         self.layout, self.step = layout, step
         self.spec, self.config = layout.spec, layout.config
         self.rows = len(step.slots) * step.tokens
-        self.builder = ListBuilder(layout.config, caches=2 * len(layout.spec.layers))
+        self.builder = ListBuilder(layout.config, caches=2 * len(layout.spec.layers) + blocks)
         self.arena = Arena(layout.config.vector_words)
         self.lanes = layout.config.lanes
         if self.rows > layout.config.accumulator_rows:
@@ -237,27 +242,31 @@ class _StepCompiler:
         return elements // self.lanes
 
     def compile(self) -> list[Command]:
-        spec, rows = self.spec, self.rows
-        hidden = self.words(spec.hidden)
+        spec = self.spec
         contexts: list[Command] = []
         for first in range(0, len(self.step.slots), CONTEXTS_PER_COMMAND):
             count = min(CONTEXTS_PER_COMMAND, len(self.step.slots) - first)
             contexts.append(Context(first=first, tokens=(0,) * count))
         for command in contexts:
             self.builder.add(command)
-        self.x = self.arena.allocate(rows * hidden)
-        half = self.words(spec.head_size // 2)
-        self.cosines = self.arena.allocate(rows * half)
-        self.sines = self.arena.allocate(rows * half)
-        self.norm_weight = self.arena.allocate(hidden)
-        self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
+        self.reserve()
         # Inputs lie one after the other in memory and here.
-        self.fetch(self.x, rows * (hidden + 2 * half), Address(INPUTS, 0))
+        self.fetch(self.x, self.rows * self.words(spec.hidden + 2 * spec.angles), Address(INPUTS, 0))
         for index in range(len(spec.layers)):
             self.attention(index)
             self.mlp(index)
         self.head()
         return self.builder.finish()
+
+    def reserve(self) -> None:
+        """What is in the vector memory all the time."""
+        spec, rows = self.spec, self.rows
+        hidden, half = self.words(spec.hidden), self.words(spec.angles)
+        self.x = self.arena.allocate(rows * hidden)
+        self.cosines = self.arena.allocate(rows * half)
+        self.sines = self.arena.allocate(rows * half)
+        self.norm_parameters = self.arena.allocate(self.layout.norm_rows * hidden)
+        self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
 
     # Commands with what they touch.
 
@@ -463,25 +472,44 @@ class _StepCompiler:
         self.reciprocals(rows, largest, inverse)
         self.quantize(words, source, outer=rows, largest=largest, inverse=inverse, activation=0)
 
+    def enter(self, name: str, layer: int, target: Rows) -> None:
+        """What a branch begins with: the norm of all rows, quantized."""
+        x = Rows(self.x, self.words(self.spec.hidden))
+        self.normalize(name, layer, x, self.rows, target)
+        self.quantize_rows(target, x.outer, self.rows)
+
+    def leave(self, name: str, layer: int, branch: Rows) -> None:
+        """What a branch ends with: the sum."""
+        x = Rows(self.x, self.words(self.spec.hidden))
+        self.vector(x.outer, branch, c=x, outer=self.rows, target=x)
+
     def normalize(self, name: str, layer: int, x: Rows, rows: int, target: Rows) -> None:
-        """RMS norm of ``rows`` rows, quantized."""
+        """Norm of ``rows`` rows; their largest magnitudes are in the first scalars."""
         spec = self.spec
+        norm = self.layout.norm(name, layer)
         words = self.words(spec.hidden)
-        squares, factor = self.scalars
-        self.fetch(self.norm_weight, words, self.layout.weights(name, layer))
-        self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=squares)
-        self.root_mean_squares(rows, squares, factor, spec.hidden)
+        sums, factor = self.scalars
+        weight, bias = Rows(self.norm_parameters), Rows(self.norm_parameters + words)
+        centered = norm.bias is not None
+        self.fetch(weight.start, (1 + centered) * words, self.layout.weights(name, layer))
+        if centered:
+            self.vector(words, x, outer=rows, reduce=Reduce.SUM, reduced=sums)
+            self.vector(rows, Rows(sums), b=float(np.float32(-1 / spec.hidden)), target=Rows(factor))
+            self.vector(words, x, c=Rows(factor, 1), broadcast=Step.C, outer=rows, target=target)
+            x = target
+        self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=sums)
+        self.root_mean_squares(rows, sums, factor, spec.hidden)
         self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
         self.vector(
             words,
             target,
-            b=Rows(self.norm_weight),
+            b=weight,
+            c=bias if centered else _MINUS_ZERO,
             outer=rows,
             target=target,
             reduce=Reduce.ABSOLUTE,
             reduced=self.scalars[0],
         )
-        self.quantize_rows(target, words, rows)
 
     def attention(self, layer: int) -> None:
         spec, rows = self.spec, self.rows
@@ -491,8 +519,7 @@ class _StepCompiler:
         qkv = Rows(self.arena.allocate(rows * heads * head), heads * head, head)
         scratch = self.arena.mark()
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        x = Rows(self.x, hidden)
-        self.normalize("attention_norm", layer, x, rows, normed)
+        self.enter("attention_norm", layer, normed)
         linear = spec.layers[layer].attention.qkv
         self.gemm(
             rows,
@@ -504,7 +531,8 @@ class _StepCompiler:
         )
         self.arena.release(scratch)
         self.normalize_heads(layer, qkv)
-        self.rotate(qkv)
+        if spec.rotary:
+            self.rotate(qkv)
         largest, inverse = self.scalars
         self.vector(head, qkv, outer=rows, inner=heads, reduce=Reduce.ABSOLUTE, reduced=largest)
         self.reciprocals(rows * heads, largest, inverse)
@@ -515,7 +543,13 @@ class _StepCompiler:
                 self.attend_token(layer, row, qkv, mixed)
         else:
             self.attend_tokens(layer, qkv, mixed)
-        width = spec.heads * head
+        self.project(layer, mixed)
+        self.arena.release(mark)
+
+    def project(self, layer: int, mixed: Rows) -> None:
+        """The output projection of what the heads have found."""
+        spec, rows = self.spec, self.rows
+        hidden, width = self.words(spec.hidden), mixed.outer
         self.vector(width, Rows(mixed.start, width), outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
         self.quantize_rows(Rows(mixed.start, width), width, rows)
         branch = Rows(self.arena.allocate(rows * hidden), hidden)
@@ -528,8 +562,7 @@ class _StepCompiler:
             branch,
             bias=linear.bias is not None,
         )
-        self.vector(hidden, branch, c=x, outer=rows, target=x)
-        self.arena.release(mark)
+        self.leave("attention_norm", layer, branch)
 
     def normalize_heads(self, layer: int, qkv: Rows) -> None:
         """RMS norms of query and key heads, in the families that have them."""
@@ -582,39 +615,45 @@ class _StepCompiler:
 
     def append(self, layer: int, qkv: Rows, head: int, heads: int) -> None:
         """Keys and values of the new tokens to the caches."""
-        spec, layout = self.spec, self.layout
-        largest, inverse = self.scalars
-        tokens = self.step.tokens
+        spec, tokens = self.spec, self.step.tokens
         for number, slot in enumerate(self.step.slots):
             for value in (False, True):
                 # Scalars of a token's heads follow each other, but not those of several tokens' keys.
                 for token in range(tokens):
                     first = (number * tokens + token) * heads + spec.heads + value * spec.key_heads
-                    start = qkv.start + first * head
-                    self.builder.add(
-                        Append(
-                            words=head,
-                            inner=spec.key_heads,
-                            a_start=start,
-                            a_inner=head,
-                            largest=largest + first,
-                            inverse=inverse + first,
-                            context=number,
-                            offset=tokens - token,
-                            cache=layout.cache("values" if value else "keys", layer, slot),
-                            head_stride=layout.value_beats if value else layout.key_beats,
-                            scales=layout.cache("scales", layer, slot) if value else Address(0, 0),
-                            stride=value_stride(self.config, layout.context) if value else 0,
-                            scale_stride=layout.scale_beats if value else 0,
-                            flags=AppendFlag.VALUE if value else AppendFlag.KEY,
-                        ),
-                        reads=[
-                            self.span(Rows(start, 0, head), head, 1, spec.key_heads),
-                            Span(Space.VECTOR, largest + first, largest + first + spec.key_heads),
-                            Span(Space.VECTOR, inverse + first, inverse + first + spec.key_heads),
-                        ],
-                        writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
-                    )
+                    self.append_token(layer, slot, value, qkv.start + first * head, first, number, tokens - token)
+
+    def append_token(
+        self, layer: int, slot: int, value: bool, start: int, scalar: int, context: int, offset: int
+    ) -> None:
+        """Keys or values of all heads of a token, from word ``start``, ``offset`` tokens before a context's end."""
+        spec, layout = self.spec, self.layout
+        head = self.words(spec.head_size)
+        largest, inverse = (first + scalar for first in self.scalars)
+        self.builder.add(
+            Append(
+                words=head,
+                inner=spec.key_heads,
+                a_start=start,
+                a_inner=head,
+                largest=largest,
+                inverse=inverse,
+                context=context,
+                offset=offset,
+                cache=layout.cache("values" if value else "keys", layer, slot),
+                head_stride=layout.value_beats if value else layout.key_beats,
+                scales=layout.cache("scales", layer, slot) if value else Address(0, 0),
+                stride=value_stride(self.config, layout.context) if value else 0,
+                scale_stride=layout.scale_beats if value else 0,
+                flags=AppendFlag.VALUE if value else AppendFlag.KEY,
+            ),
+            reads=[
+                self.span(Rows(start, 0, head), head, 1, spec.key_heads),
+                Span(Space.VECTOR, largest, largest + spec.key_heads),
+                Span(Space.VECTOR, inverse, inverse + spec.key_heads),
+            ],
+            writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
+        )
 
     def attend_token(self, layer: int, row: int, qkv: Rows, mixed: Rows) -> None:
         """One new token of a sequence: all heads together."""
@@ -707,7 +746,7 @@ class _StepCompiler:
             )
         factor = float(np.float32(spec.head_size**-0.5))
         mask = {"context": number, "mask": True, "outer": outer, "inner": group}
-        if tokens > 1:
+        if tokens > 1 and self.causal:
             mask["causal_offset"] = tokens - 1
         self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
         self.vector(
@@ -767,32 +806,33 @@ class _StepCompiler:
         spec, rows, chunks = self.spec, self.rows, self.layout.chunks
         hidden, inner = self.words(spec.hidden), self.words(spec.inner)
         part = inner // chunks
-        x = Rows(self.x, hidden)
         mark = self.arena.mark()
         product = Rows(self.arena.allocate(rows * inner), inner)
         scratch = self.arena.mark()
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        self.normalize("mlp_norm", layer, x, rows, normed)
+        self.enter("mlp_norm", layer, normed)
         self.arena.release(scratch)
         buffers = min(chunks, 2)
-        gate_up = [Rows(self.arena.allocate(rows * 2 * part), 2 * part) for _ in range(buffers)]
-        sigmoid = Rows(self.arena.allocate(rows * part), part)
         mlp = spec.layers[layer].mlp
+        parts = 1 if mlp.gate is None else 2
+        gate_up = [Rows(self.arena.allocate(rows * parts * part), parts * part) for _ in range(buffers)]
+        between = Rows(self.arena.allocate(rows * part), part)
         for chunk in range(chunks):
             gate = gate_up[chunk % buffers]
-            up = Rows(gate.start + part, gate.outer)
+            target = Rows(product.start + chunk * part, inner)
             self.gemm(
                 rows,
                 spec.hidden,
-                2 * spec.inner // chunks,
+                parts * spec.inner // chunks,
                 self.layout.weights(f"gate_up_{chunk}", layer),
                 gate,
-                bias=mlp.gate.bias is not None and mlp.up.bias is not None,
+                bias=any(linear is not None and linear.bias is not None for linear in (mlp.gate, mlp.up)),
             )
-            self.vector(part, gate, b=-1.0, outer=rows, function=Function.EXPONENTIAL, target=sigmoid)
-            self.vector(part, sigmoid, c=1.0, outer=rows, function=Function.RECIPROCAL, target=sigmoid)
-            self.vector(part, gate, b=sigmoid, outer=rows, target=gate)
-            self.vector(part, gate, b=up, outer=rows, target=Rows(product.start + chunk * part, inner))
+            if mlp.gate is None:
+                self.activate(mlp.activation, part, gate, between, target)
+            else:
+                self.activate(mlp.activation, part, gate, between, gate)
+                self.vector(part, gate, b=Rows(gate.start + part, gate.outer), outer=rows, target=target)
         self.vector(inner, product, outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
         self.quantize_rows(product, inner, rows)
         self.arena.release(scratch)
@@ -800,18 +840,38 @@ class _StepCompiler:
         self.gemm(
             rows, spec.inner, spec.hidden, self.layout.weights("down", layer), branch, bias=mlp.down.bias is not None
         )
-        self.vector(hidden, branch, c=x, outer=rows, target=x)
+        self.leave("mlp_norm", layer, branch)
         self.arena.release(mark)
+
+    def activate(self, activation: Activation, words: int, x: Rows, between: Rows, target: Rows) -> None:
+        """Activation function of rows of ``words`` words; ``between`` has room for them."""
+        operands = {INPUT: x, RESULT: between}
+        *passes, last = activation.value
+        for step, result in (*((step, between) for step in passes), (last, target)):
+            square = step.a == step.b
+            self.vector(
+                words,
+                operands[step.a],
+                b=1.0 if square else operands[step.b] if isinstance(step.b, str) else step.b,
+                c=step.c,
+                square=square,
+                combine=step.combine,
+                function=step.function,
+                outer=self.rows,
+                target=result,
+            )
 
     def head(self) -> None:
         """Last norm and logits of each sequence's last token, or of all."""
         spec = self.spec
+        assert isinstance(spec, DecoderSpec)
         tokens = 1 if self.step.all_logits else self.step.tokens
         hidden = self.words(spec.hidden)
         rows = self.rows // tokens
         last = Rows(self.x + (tokens - 1) * hidden, tokens * hidden)
         normed = Rows(self.arena.allocate(rows * hidden), hidden)
         self.normalize("norm", 0, last, rows, normed)
+        self.quantize_rows(normed, hidden, rows)
         self.gemm(
             rows,
             spec.hidden,

@@ -17,6 +17,9 @@ from ..errors import FormatError, InputError
 from .programs import Programs
 from .recognize import Recognized
 
+_ID_BITS = 30
+"""Bits of a token's number that are its id; those above them are its position. A cache keeps 53 bits exactly."""
+
 
 class Decoder(Protocol):
     """What computes the steps: a :class:`~lepton.layers.DecoderEngine`, or the reference."""
@@ -36,9 +39,10 @@ class Decoder(Protocol):
 class DecoderForward:
     """Takes the place of ``model.forward``.
 
-    The cache that transformers passes around holds the ids of the tokens in the place of keys: the keys and values
-    themselves are on the device, where they are found by the tokens they belong to. So whatever is done to the cache,
-    like choosing among beams, stays right, and a prompt that begins like an earlier one is not computed again.
+    The cache that transformers passes around holds the ids of the tokens in the place of keys, with their positions if
+    these are learned: the keys and values themselves are on the device, where they are found by the tokens they belong
+    to. So whatever is done to the cache, like choosing among beams, stays right, and a prompt that begins like an
+    earlier one is not computed again.
     """
 
     def __init__(self, model: PreTrainedModel, recognized: Recognized, decoder: Decoder) -> None:
@@ -53,6 +57,7 @@ class DecoderForward:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
@@ -61,6 +66,9 @@ class DecoderForward:
         **kwargs: Any,
     ) -> Any:
         """What the model's own ``forward`` returns.
+
+        Rotary positions only matter as distances, so they are counted without padding, and ``position_ids`` are not
+        looked at; learned ones are those given, or the numbers of the columns.
 
         Raises :class:`InputError` for inputs that a device cannot take: embeddings, a mask that is not padding, more
         sequences than there are caches.
@@ -81,8 +89,11 @@ class DecoderForward:
         ids, past = input_ids, 0
         if past_key_values is not None:
             past = int(past_key_values.get_seq_length())
+        if not self._recognized.spec.rotary:
+            ids = input_ids | _columns(position_ids, input_ids, past) << _ID_BITS
+        if past_key_values is not None:
             # One more than the id: a static cache takes zeros for places without a token.
-            marked = (input_ids + 1).to(torch.float64)[:, None, :, None]
+            marked = (ids + 1).to(torch.float64)[:, None, :, None]
             keys, _ = past_key_values.update(marked, marked, 0)
             ids = keys[:, 0, : past + new, 0].to(torch.long) - 1
         valid = _valid(attention_mask, batch, past + new)
@@ -151,13 +162,21 @@ class DecoderForward:
         return self.decoder.prefill(x, cosines, sines, slot=slot, position=held, all_logits=wanted > 1)
 
     def _inputs(self, tokens: list[int], positions: list[int]) -> tuple[F32, F32, F32]:
-        cosines, sines = self._recognized.positions(torch.tensor(positions))
-        return self._recognized.embed(torch.tensor(tokens)), cosines, sines
+        ids = torch.tensor(tokens)
+        cosines, sines = self._recognized.angles(torch.tensor(positions))
+        return self._recognized.embed(ids & (1 << _ID_BITS) - 1, ids >> _ID_BITS), cosines, sines
 
     def _slot(self, tokens: list[int], free: set[int]) -> tuple[int, int]:
         """The free slot that holds most of ``tokens``, and how many; of equal ones the one that loses least."""
         best = max(free, key=lambda slot: (_common(self._held[slot], tokens), -len(self._held[slot]), -slot))
         return best, _common(self._held[best], tokens)
+
+
+def _columns(position_ids: Tensor | None, input_ids: Tensor, past: int) -> Tensor:
+    """Positions [B, T] of new tokens."""
+    if position_ids is None:
+        position_ids = torch.arange(past, past + input_ids.shape[1])
+    return position_ids.expand(input_ids.shape)
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -1,6 +1,7 @@
 """Moves a transformers model's decoder to a device, in place."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,14 +11,18 @@ from lepton_hw.config import PAGE_BYTES, HardwareConfig
 
 from ..errors import InputError, LeptonError
 from ..executors import DeviceExecutor, Executor
-from ..partition import Placement, QuantizedLinear, Report
-from ..partition.linears import features, replace
+from ..partition import CostModel, Placement, Report
+from ..partition.linears import features, find_linears, quantize, replace
+from ..partition.linears import obstacle as linear_obstacle
+from ..partition.quantized import place
 from .decoder import Layout, obstacle
+from .encode import EncoderForward
+from .encoder import EncoderEngine
 from .engine import DecoderEngine
 from .forward import DecoderForward
 from .programs import Programs
-from .recognize import Recognized, recognize
-from .reference import ReferenceEngine
+from .recognize import Recognized, RecognizedEncoder, recognize, recognize_encoder
+from .reference import ReferenceEncoder, ReferenceEngine
 from .spec import DecoderSpec
 
 MAX_CONTEXT = 16_384
@@ -57,10 +62,10 @@ def compile_layers(
     Raises :class:`NotCompiledError` with the reason for a model that this cannot be done with, before anything is
     changed, and :class:`MemoryFullError` if weights and one cache do not fit.
     """
-    if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        raise NotCompiledError("the model does not generate tokens")
-    if isinstance(vars(model).get("forward"), DecoderForward):
+    if any(isinstance(vars(part).get("forward"), DecoderForward | EncoderForward) for part in model.modules()):
         raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        return _compile_encoder(model, executor, config, context)
     recognized = recognize(model)
     if isinstance(recognized, str):
         raise NotCompiledError(recognized)
@@ -80,11 +85,44 @@ def compile_layers(
     else:
         sequences = sequences or MAX_SEQUENCES
         engine = ReferenceEngine(spec, context=context, slots=sequences)
-    report = _report(model, executor, config, recognized)
+    report = _report(model, executor, config, recognized, {})
     replace(model, recognized.linears)
     vars(model)["forward"] = DecoderForward(model, recognized, engine)
     vars(model)["lepton_report"] = report
     return report
+
+
+def _compile_encoder(model: nn.Module, executor: Executor, config: HardwareConfig, context: int | None) -> Report:
+    """As :func:`compile_layers`; Linear layers outside the encoder's layers run one by one."""
+    recognized = recognize_encoder(model)
+    if isinstance(recognized, str):
+        raise NotCompiledError(recognized)
+    spec = recognized.spec
+    if reason := obstacle(spec, config):
+        raise NotCompiledError(reason)
+    positions = getattr(recognized.base.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
+    tokens = min(context or positions, positions, MAX_CONTEXT)
+    if isinstance(executor, DeviceExecutor):
+        engine: Any = EncoderEngine(executor.device, spec, context=tokens)
+    else:
+        engine = ReferenceEncoder(spec, context=tokens)
+    others = {name: module for name, module in find_linears(model).items() if name not in recognized.modules}
+    reasons = {name: reason for name, module in others.items() if (reason := _objection(module, config))}
+    report = _report(model, executor, config, recognized, reasons)
+    replacements: dict[nn.Module, nn.Module] = dict(recognized.linears)
+    for name, module in others.items():
+        if name not in reasons:
+            replacements[module] = layer = quantize(name, module)
+            place([name], [layer], executor)
+    replace(model, replacements)
+    vars(recognized.base)["forward"] = EncoderForward(recognized.base, engine)
+    vars(model)["lepton_report"] = report
+    return report
+
+
+def _objection(module: nn.Module, config: HardwareConfig) -> str | None:
+    """Why a Linear layer outside the encoder's layers should stay on the host, or None."""
+    return linear_obstacle(module) or CostModel().objection(config, *features(module))
 
 
 def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: int) -> int:
@@ -94,14 +132,22 @@ def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: in
     return max(0, min(MAX_SEQUENCES, config.array_size, left // layout.cache_bytes))
 
 
-def _report(model: PreTrainedModel, executor: Executor, config: HardwareConfig, recognized: Recognized) -> Report:
+def _report(
+    model: nn.Module,
+    executor: Executor,
+    config: HardwareConfig,
+    recognized: Recognized | RecognizedEncoder,
+    reasons: Mapping[str, str],
+) -> Report:
+    """``reasons`` are why Linear layers stay on the host."""
     spec = recognized.spec
+    linears = find_linears(model)
     placements = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        on_device = name in recognized.modules
-        macs = math.prod(features(module)) if isinstance(module, nn.Linear | QuantizedLinear) else 0
-        if on_device and hasattr(module, "q_proj"):
+        on_device = name in recognized.modules or (name in linears and name not in reasons)
+        macs = math.prod(features(module)) if name in linears else 0
+        if name in recognized.attentions:
             macs = 2 * REPORTED_CONTEXT * spec.heads * spec.head_size
         if not (own or macs or (on_device and not any(True for _ in module.children()))):
             continue
@@ -113,7 +159,11 @@ def _report(model: PreTrainedModel, executor: Executor, config: HardwareConfig, 
                 device=executor.name if on_device else "cpu",
                 macs=macs,
                 bytes=nbytes,
-                reason="" if on_device else "looked up on the host",
+                reason="" if on_device else reasons.get(name, _reason(module)),
             )
         )
     return Report(device=executor.name, config=config.name, context=REPORTED_CONTEXT, placements=tuple(placements))
+
+
+def _reason(module: nn.Module) -> str:
+    return "looked up on the host" if isinstance(module, nn.Embedding) else "outside the layers"

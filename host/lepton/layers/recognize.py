@@ -1,210 +1,161 @@
-"""Finds a decoder in a PyTorch model by its structure, and proves it by computing with it."""
+"""Recognizes a decoder or encoder in a PyTorch model, and proves it by computing with its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu, softmax
+from torch.nn.functional import gelu, linear, relu, silu, softmax
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from lepton_hw.numerics import F32, QuantizedWeights
+from lepton_hw.numerics import F32
 
 from ..partition import QuantizedLinear
-from ..partition.linears import quantize
-from .spec import Attention, DecoderLayer, DecoderSpec, Linear, Mlp
+from ..partition.linears import features, quantize
+from .activation import Activation
+from .families import Block, EncoderParts, Parts, Unlike, find_encoder, find_parts
+from .spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm, joined
 
 _TOLERANCE = 1e-3
 """Of the logits of the trial run, relative to the largest: float32 in another order of operations."""
 
 _TRIAL_TOKENS = 6
 
-_LAYER = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
-_NORMS = ("input_layernorm", "post_attention_layernorm")
-_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
-"""Norms of each head, in some families."""
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.SILU: silu,
+    Activation.GELU: gelu,
+    Activation.GELU_TANH: partial(gelu, approximate="tanh"),
+    Activation.RELU: relu,
+}
+
+_ACTIVATION_TOLERANCE = 1e-5
+"""A twentieth of what the two forms of GELU differ by."""
 
 
-@dataclass(frozen=True, eq=False)
-class Recognized:
-    """A decoder with what stays on the host."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Placed:
+    """What of a model goes to the device."""
 
-    spec: DecoderSpec
-    embed: Callable[[Tensor], F32]
-    """Token ids [T] to [T, hidden]."""
-    positions: Callable[[Tensor], tuple[F32, F32]]
-    """Positions [T] to cosines and sines [T, head size / 2]."""
     modules: frozenset[str]
-    """Names of the modules that run on the device."""
+    """Names of the modules that run there."""
+    attentions: frozenset[str]
+    """Those of them that are attention."""
     linears: dict[nn.Module, QuantizedLinear]
     """The Linear layers of them, and the same with the spec's weights."""
 
 
-class _Unlike(Exception):
-    """The model is not such a decoder."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recognized(Placed):
+    """A decoder with what stays on the host."""
+
+    spec: DecoderSpec
+    embed: Callable[[Tensor, Tensor], F32]
+    """Token ids [T] and positions [T] to [T, hidden]."""
+    angles: Callable[[Tensor], tuple[F32, F32]]
+    """Positions [T] to cosines and sines [T, head size / 2], or [T, 0] if nothing is rotated."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RecognizedEncoder(Placed):
+    """An encoder, and the part of the model whose forward pass it is."""
+
+    spec: EncoderSpec
+    base: PreTrainedModel
 
 
 def recognize(model: nn.Module) -> Recognized | str:
     """The decoder in ``model``, or why there is none."""
     try:
-        parts = _Parts(model)
+        parts = find_parts(model)
         with torch.no_grad():
-            parts.prove()
-        return parts.recognized()
-    except _Unlike as reason:
+            _prove(model, parts)
+            return _recognized(model, parts)
+    except Unlike as reason:
         return str(reason)
 
 
-class _Parts:
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.embedding = _call(model, "get_input_embeddings")
-        self.head = _call(model, "get_output_embeddings")
-        self.base = _call(model, "get_decoder")
-        if not isinstance(self.embedding, nn.Embedding) or not isinstance(self.head, nn.Linear | QuantizedLinear):
-            raise _Unlike("it has no embedding of tokens or no language-model head")
-        self.layers: Any = getattr(self.base, "layers", None)
-        self.norm: Any = getattr(self.base, "norm", None)
-        self.rotary: Any = getattr(self.base, "rotary_emb", None)
-        if not isinstance(self.layers, nn.ModuleList) or not len(self.layers) or self.norm is None:
-            raise _Unlike("it has no list of layers with a norm behind it")
-        if self.rotary is None:
-            raise _Unlike("it has no rotary positions")
-        if any(parameter.dtype not in (torch.float32, torch.int8) for parameter in model.parameters()):
-            raise _Unlike("its weights are not all float32")
-        expected = {f"{name}.weight" for name in (*_LAYER, *_NORMS)}
-        optional = {f"{name}.bias" for name in _LAYER} | {f"{name}.weight" for name in _HEAD_NORMS}
-        for index, layer in enumerate(self.layers):
-            names = {name for name, _ in layer.named_parameters() if not name.endswith(".weight_scale")}
-            if missing := expected - names:
-                raise _Unlike(f"layer {index} has no {min(missing)}")
-            if more := names - expected - optional:
-                raise _Unlike(f"layer {index} has {min(more)}, which no step is made for")
-        attention: Any = self.layers[0].self_attn
-        self.head_size = int(getattr(attention, "head_dim", 0))
-        if not self.head_size:
-            raise _Unlike("its attention does not tell the size of a head")
-        self.epsilon = float(getattr(self.norm, "variance_epsilon", getattr(self.norm, "eps", 0.0)) or 0.0)
-
-    def positions(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [T, head size / 2]."""
-        cosines, sines = self.rotary(torch.zeros(1), positions[None])
-        half = self.head_size // 2
-        return cosines[0, :, :half], sines[0, :, :half]
-
-    def prove(self) -> None:
-        """Compute logits in the way of the accelerator, in floating point, and compare them with the model's.
-
-        Raises :class:`_Unlike` if they differ.
-        """
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.embedding.num_embeddings, (_TRIAL_TOKENS,), generator=generator)
-        expected = self.model(input_ids=ids[None]).logits[0]
-        found = self._logits(ids)
-        error = float((found - expected).abs().max() / expected.abs().max())
-        if not error <= _TOLERANCE:
-            raise _Unlike(f"its logits differ by {error:.2g} from those of such a decoder with its weights")
-
-    def _logits(self, ids: Tensor) -> Tensor:
-        x = self.embedding.weight[ids]
-        cosines, sines = self.positions(torch.arange(len(ids)))
-        mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
-        for layer in self.layers:
-            attention: Any = layer.self_attn
-            mlp: Any = layer.mlp
-            normed = self._normalize(x, layer.input_layernorm)
-            q, k, v = (
-                _apply(getattr(attention, f"{name}_proj"), normed).view(len(ids), -1, self.head_size).transpose(0, 1)
-                for name in "qkv"
-            )
-            q, k = (
-                _rotate(part if norm is None else self._normalize(part, norm), cosines, sines)
-                for part, norm in ((q, getattr(attention, "q_norm", None)), (k, getattr(attention, "k_norm", None)))
-            )
-            k, v = (part.repeat_interleave(len(q) // len(k), 0) for part in (k, v))
-            weights = softmax(q @ k.transpose(1, 2) * self.head_size**-0.5 + mask, -1)
-            x = x + _apply(attention.o_proj, (weights @ v).transpose(0, 1).flatten(1))
-            normed = self._normalize(x, layer.post_attention_layernorm)
-            x = x + _apply(mlp.down_proj, silu(_apply(mlp.gate_proj, normed)) * _apply(mlp.up_proj, normed))
-        return _apply(self.head, self._normalize(x, self.norm))
-
-    def _normalize(self, x: Tensor, norm: Any) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * norm.weight
-
-    def recognized(self) -> Recognized:
-        """The decoder with its weights quantized."""
-        layers = []
-        linears: dict[nn.Module, QuantizedLinear] = {}
-        names = {module: name for name, module in self.model.named_modules()}
-
-        def quantized(*modules: Any) -> Linear:
-            """Linear layers as one, and each with its part of that."""
-            parts = [
-                quantize(name, module) for name, module in zip(map(names.__getitem__, modules), modules, strict=True)
-            ]
-            linears.update(zip(modules, parts, strict=True))
-            return _joined(parts)
-
-        for layer in self.layers:
-            attention: Any = layer.self_attn
-            mlp: Any = layer.mlp
-            norms: list[Any] = [getattr(layer, name) for name in _NORMS]
-            layers.append(
-                DecoderLayer(
-                    attention_norm=norms[0].weight.detach().numpy(),
-                    attention=Attention(
-                        qkv=quantized(*(getattr(attention, f"{name}_proj") for name in "qkv")),
-                        output=quantized(attention.o_proj),
-                        query_norm=_norm(getattr(attention, "q_norm", None)),
-                        key_norm=_norm(getattr(attention, "k_norm", None)),
-                    ),
-                    mlp_norm=norms[1].weight.detach().numpy(),
-                    mlp=Mlp(*(quantized(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))),
-                )
-            )
-        first: Any = self.layers[0]
-        spec = DecoderSpec(
-            hidden=self.embedding.embedding_dim,
-            heads=first.self_attn.q_proj.out_features // self.head_size,
-            key_heads=first.self_attn.k_proj.out_features // self.head_size,
-            head_size=self.head_size,
-            inner=first.mlp.gate_proj.out_features,
-            vocabulary=self.head.out_features,
-            epsilon=self.epsilon,
-            layers=tuple(layers),
-            norm=self.norm.weight.detach().numpy(),
-            head=quantized(self.head),
-        )
-        on_device = {self.head, self.norm, *self.layers, *(m for layer in self.layers for m in layer.modules())}
-        table = self.embedding.weight.detach()
-
-        def positions(tokens: Tensor) -> tuple[F32, F32]:
-            with torch.no_grad():
-                cosines, sines = self.positions(tokens)
-            return cosines.numpy(), sines.numpy()
-
-        return Recognized(
-            spec=spec,
-            embed=lambda ids: table[ids].numpy(),
-            positions=positions,
-            modules=frozenset(name for name, module in self.model.named_modules() if module in on_device),
-            linears=linears,
-        )
+def recognize_encoder(model: nn.Module) -> RecognizedEncoder | str:
+    """The encoder in ``model``, or why there is none."""
+    try:
+        parts = find_encoder(model)
+        with torch.no_grad():
+            _prove_encoder(parts)
+            return _recognized_encoder(model, parts)
+    except Unlike as reason:
+        return str(reason)
 
 
-def _call(model: nn.Module, name: str) -> Any:
-    method = getattr(model, name, None)
-    if method is None:
-        raise _Unlike("it is not a language model of transformers")
-    return method()
+def _prove(model: nn.Module, parts: Parts) -> None:
+    """Compute logits in the way of the accelerator, in floating point, and compare them with the model's.
+
+    Raises :class:`Unlike` if they differ.
+    """
+    vocabulary, _ = features(parts.head)
+    ids = torch.randint(vocabulary, (_TRIAL_TOKENS,), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=ids[None]).logits[0]
+    x = parts.embed(ids, torch.arange(len(ids)))
+    for block in parts.blocks:
+        x = x + _attention(parts, block, _normalize(x, block.attention_norm, parts.epsilon))
+        x = x + _mlp(block, _normalize(x, block.mlp_norm, parts.epsilon))
+    _compare("logits", "a decoder", _apply(parts.head, _normalize(x, parts.norm, parts.epsilon)), expected)
+
+
+def _prove_encoder(parts: EncoderParts) -> None:
+    """As :func:`_prove`, with the hidden states."""
+    vocabulary = parts.base.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, _TRIAL_TOKENS), generator=torch.Generator().manual_seed(0))
+    expected = parts.base(input_ids=ids).last_hidden_state[0]
+    x = parts.embed(input_ids=ids)[0]
+    hidden = features(parts.blocks[0].up)[1]
+    if x.shape[-1] != hidden:
+        raise Unlike(f"its embeddings have {x.shape[-1]} numbers, not {hidden} as its layers")
+    for block in parts.blocks:
+        x = _normalize(x + _attention(parts, block, x), block.attention_norm, parts.epsilon)
+        x = _normalize(x + _mlp(block, x), block.mlp_norm, parts.epsilon)
+    _compare("hidden states", "an encoder", x, expected)
+
+
+def _compare(what: str, kind: str, found: Tensor, expected: Tensor) -> None:
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error <= _TOLERANCE:
+        raise Unlike(f"its {what} differ by {error:.2g} from those of such {kind} with its weights")
+
+
+def _attention(parts: Parts | EncoderParts, block: Block, x: Tensor) -> Tensor:
+    """Attention of [T, hidden]: causal in a decoder."""
+    if isinstance(parts, EncoderParts):
+        key_heads, angles, mask = parts.heads, None, torch.zeros(len(x), len(x))
+    else:
+        key_heads, angles = parts.key_heads, parts.angles
+        mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
+    qkv = torch.cat([_apply(module, x) for module in block.qkv], -1).view(len(x), -1, parts.head_size).transpose(0, 1)
+    q, k, v = qkv.split([parts.heads, key_heads, key_heads])
+    q, k = (
+        part if norm is None else _normalize(part, norm, parts.epsilon)
+        for part, norm in ((q, block.query_norm), (k, block.key_norm))
+    )
+    if angles is not None:
+        cosines, sines = angles(torch.arange(len(x)))
+        q, k = (_rotate(part, cosines, sines) for part in (q, k))
+    k, v = (part.repeat_interleave(parts.heads // key_heads, 0) for part in (k, v))
+    weights = softmax(q @ k.transpose(1, 2) * parts.head_size**-0.5 + mask, -1)
+    return _apply(block.output, (weights @ v).transpose(0, 1).flatten(1))
+
+
+def _mlp(block: Block, x: Tensor) -> Tensor:
+    up = _apply(block.up, x)
+    inner = block.activation(up) if block.gate is None else block.activation(_apply(block.gate, x)) * up
+    return _apply(block.down, inner)
 
 
 def _apply(module: Any, x: Tensor) -> Tensor:
-    return module(x) if isinstance(module, QuantizedLinear) else linear(x, module.weight, module.bias)
+    """What a Linear layer computes, by its weights."""
+    if isinstance(module, QuantizedLinear):
+        return module(x)
+    return linear(x, module.weight.T if isinstance(module, Conv1D) else module.weight, module.bias)
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -212,22 +163,152 @@ def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1)
 
 
-def _norm(module: Any) -> F32 | None:
-    return None if module is None else module.weight.detach().numpy()
+def _normalize(x: Tensor, norm: Any, epsilon: float) -> Tensor:
+    bias = getattr(norm, "bias", None)
+    if bias is not None:
+        x = x - x.mean(-1, keepdim=True)
+    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * norm.weight
+    return y if bias is None else y + bias
+
+
+Join = Callable[[Sequence[nn.Module]], Linear]
+"""Makes one Linear layer of modules."""
+
+
+def describe(parts: Parts, join: Join, vector: Callable[[Tensor], F32]) -> DecoderSpec:
+    """The decoder of these parts; ``vector`` takes the weights of norms.
+
+    Raises :class:`Unlike` for an activation function that the accelerator does not have.
+    """
+    inner, hidden = features(parts.blocks[0].up)
+    return DecoderSpec(
+        hidden=hidden,
+        heads=parts.heads,
+        key_heads=parts.key_heads,
+        head_size=parts.head_size,
+        inner=inner,
+        vocabulary=features(parts.head)[0],
+        epsilon=parts.epsilon,
+        layers=_layers(parts.blocks, join, vector),
+        norm=_norm(parts.norm, vector),
+        head=join([parts.head]),
+        rotary=parts.angles is not None,
+    )
+
+
+def _layers(blocks: Sequence[Block], join: Join, vector: Callable[[Tensor], F32]) -> tuple[Layer, ...]:
+    def layer(block: Block) -> Layer:
+        query_norm: Any = block.query_norm
+        key_norm: Any = block.key_norm
+        return Layer(
+            attention_norm=_norm(block.attention_norm, vector),
+            attention=Attention(
+                qkv=join(block.qkv),
+                output=join([block.output]),
+                query_norm=None if query_norm is None else vector(query_norm.weight),
+                key_norm=None if key_norm is None else vector(key_norm.weight),
+            ),
+            mlp_norm=_norm(block.mlp_norm, vector),
+            mlp=Mlp(
+                gate=None if block.gate is None else join([block.gate]),
+                up=join([block.up]),
+                down=join([block.down]),
+                activation=_activation(block.activation),
+            ),
+        )
+
+    return tuple(map(layer, blocks))
+
+
+def _norm(module: Any, vector: Callable[[Tensor], F32]) -> Norm:
+    bias = getattr(module, "bias", None)
+    return Norm(vector(module.weight), None if bias is None else vector(bias))
+
+
+def _activation(function: Callable[[Tensor], Tensor]) -> Activation:
+    """What a function computes. Raises :class:`Unlike` if the accelerator has none like it."""
+    x = torch.linspace(-12, 12, 2401)
+    y = function(x)
+    for activation, other in _ACTIVATIONS.items():
+        if (y - other(x)).abs().max() <= _ACTIVATION_TOLERANCE:
+            return activation
+    raise Unlike(f"its MLP has {type(function).__name__}, which no step is made for")
+
+
+def _recognized(model: nn.Module, parts: Parts) -> Recognized:
+    """The decoder with its weights quantized."""
+    quantizer = _Quantizer(model)
+    spec = describe(parts, quantizer, _numpy)
+    # Not the parts themselves, which would keep the weights in memory.
+    embedded, rotated = parts.embed, parts.angles
+
+    @torch.no_grad()
+    def embed(ids: Tensor, positions: Tensor) -> F32:
+        return embedded(ids, positions).numpy()
+
+    @torch.no_grad()
+    def angles(positions: Tensor) -> tuple[F32, F32]:
+        empty = torch.zeros(len(positions), 0)
+        cosines, sines = (empty, empty) if rotated is None else rotated(positions)
+        return cosines.numpy(), sines.numpy()
+
+    return Recognized(
+        spec=spec,
+        embed=embed,
+        angles=angles,
+        modules=quantizer.named({parts.head, parts.norm, *parts.layers.modules()}),
+        attentions=quantizer.named(parts.attentions),
+        linears=quantizer.linears,
+    )
+
+
+def _recognized_encoder(model: nn.Module, parts: EncoderParts) -> RecognizedEncoder:
+    """The encoder with its weights quantized."""
+    quantizer = _Quantizer(model)
+    inner, hidden = features(parts.blocks[0].up)
+    spec = EncoderSpec(
+        hidden=hidden,
+        heads=parts.heads,
+        head_size=parts.head_size,
+        inner=inner,
+        epsilon=parts.epsilon,
+        layers=_layers(parts.blocks, quantizer, _numpy),
+    )
+    return RecognizedEncoder(
+        spec=spec,
+        base=parts.base,
+        modules=quantizer.named(parts.layers.modules()),
+        attentions=quantizer.named(parts.attentions),
+        linears=quantizer.linears,
+    )
+
+
+class _Quantizer:
+    """Quantizes Linear layers of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self.linears: dict[nn.Module, QuantizedLinear] = {}
+
+    def __call__(self, modules: Sequence[nn.Module]) -> Linear:
+        """Several as one."""
+        quantized = [quantize(self._names[module], module) for module in modules]
+        self.linears.update(zip(modules, quantized, strict=True))
+        return _joined(quantized)
+
+    def named(self, modules: Iterable[nn.Module]) -> frozenset[str]:
+        """The names of modules."""
+        return frozenset(self._names[module] for module in modules)
+
+
+def _numpy(tensor: Tensor) -> F32:
+    return tensor.detach().numpy()
 
 
 def _joined(parts: list[QuantizedLinear]) -> Linear:
     """Linear layers as one. Their weights become views of its, so that they take memory once."""
-    weights = [part.quantized_weights for part in parts]
-    joined = QuantizedWeights(*(np.concatenate(column) for column in zip(*weights, strict=True)))
-    bias = None
-    if any(part.bias is not None for part in parts):
-        zeros = [np.zeros(part.out_features, np.float32) for part in parts]
-        bias = np.concatenate(
-            [zero if part.bias is None else part.bias.numpy() for part, zero in zip(parts, zeros, strict=True)]
-        )
-    for part, mantissa in zip(
-        parts, torch.from_numpy(joined.mantissa).split([part.out_features for part in parts]), strict=True
-    ):
+    whole = joined([Linear(part.quantized_weights, None if part.bias is None else part.bias.numpy()) for part in parts])
+    mantissas = torch.from_numpy(whole.weights.mantissa).split([part.out_features for part in parts])
+    for part, mantissa in zip(parts, mantissas, strict=True):
         part.weight = nn.Parameter(mantissa, requires_grad=False)
-    return Linear(joined, bias)
+    return whole

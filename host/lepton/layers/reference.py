@@ -22,7 +22,7 @@ from lepton_hw.numerics import (
 
 from ..executors import LinearHandle, ReferenceExecutor
 from .engine import check_length
-from .spec import Attention, DecoderSpec, Linear, Mlp
+from .spec import Attention, DecoderSpec, EncoderSpec, Linear, Mlp, Norm
 
 
 class KeyValues:
@@ -48,15 +48,49 @@ class KeyValues:
             cache[:] = [(mantissa[:, :tokens], scale[:, :tokens]) for mantissa, scale in cache]
 
 
-class ReferenceEngine:
+class _Layers:
+    """The parts of layers."""
+
+    def __init__(self, epsilon: float) -> None:
+        self._epsilon = epsilon
+        self._executor = ReferenceExecutor()
+        self._handles: dict[int, LinearHandle] = {}
+
+    def _linear(self, linear: Linear, x: F32) -> F32:
+        key = id(linear)
+        if key not in self._handles:
+            self._handles[key] = self._executor.load_linear(linear.weights, linear.bias)
+        return self._executor.linear(self._handles[key], torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+    def _normalize(self, x: F32, norm: Norm) -> F32:
+        if norm.bias is None:
+            return self._scale(x, norm.weight)
+        sums = reduce_rows(float_add, x)
+        minus_mean = float_multiply(sums, _number(-1 / len(norm.weight)))
+        return float_add(self._scale(float_add(x, minus_mean[..., None]), norm.weight), norm.bias)
+
+    def _scale(self, x: F32, weight: F32) -> F32:
+        """RMS norm."""
+        squares = reduce_rows(float_add, float_multiply(x, x))
+        mean = float_multiply(squares, _number(1 / len(weight)))
+        factor = rsqrt(float_add(mean, _number(self._epsilon)))
+        return float_multiply(float_multiply(x, factor[..., None]), weight)
+
+    def _mlp(self, mlp: Mlp, x: F32) -> F32:
+        up = self._linear(mlp.up, x)
+        if mlp.gate is None:
+            return self._linear(mlp.down, mlp.activation(up))
+        return self._linear(mlp.down, float_multiply(mlp.activation(self._linear(mlp.gate, x)), up))
+
+
+class ReferenceEngine(_Layers):
     """A :class:`~lepton.layers.DecoderEngine` without a device: what a decoder computes, operation by operation."""
 
     def __init__(self, spec: DecoderSpec, *, context: int, slots: int = 1) -> None:
+        super().__init__(spec.epsilon)
         self.spec = spec
         self.context, self.slots = context, slots
         self._sequences = [KeyValues(spec) for _ in range(slots)]
-        self._executor = ReferenceExecutor()
-        self._handles: dict[int, LinearHandle] = {}
 
     def prefill(
         self, x: F32, cosines: F32, sines: F32, *, slot: int = 0, position: int = 0, all_logits: bool = False
@@ -83,18 +117,6 @@ class ReferenceEngine:
         """Forget all sequences."""
         self._sequences.clear()
 
-    def _linear(self, linear: Linear, x: F32) -> F32:
-        key = id(linear)
-        if key not in self._handles:
-            self._handles[key] = self._executor.load_linear(linear.weights, linear.bias)
-        return self._executor.linear(self._handles[key], torch.from_numpy(np.ascontiguousarray(x))).numpy()
-
-    def _normalize(self, x: F32, weight: F32) -> F32:
-        squares = reduce_rows(float_add, float_multiply(x, x))
-        mean = float_multiply(squares, _number(1 / len(weight)))
-        factor = rsqrt(float_add(mean, _number(self.spec.epsilon)))
-        return float_multiply(float_multiply(x, factor[..., None]), weight)
-
     def _attention(
         self, index: int, attention: Attention, x: F32, cosines: F32, sines: F32, sequence: KeyValues
     ) -> F32:
@@ -102,10 +124,11 @@ class ReferenceEngine:
         qkv = self._linear(attention.qkv, x).reshape(len(x), -1, spec.head_size)
         queries, keys, values = np.split(qkv, [spec.heads, spec.heads + spec.key_heads], axis=1)
         if attention.query_norm is not None:
-            queries = self._normalize(queries, attention.query_norm)
+            queries = self._scale(queries, attention.query_norm)
         if attention.key_norm is not None:
-            keys = self._normalize(keys, attention.key_norm)
-        queries, keys = (_rotate(part, cosines, sines) for part in (queries, keys))
+            keys = self._scale(keys, attention.key_norm)
+        if spec.rotary:
+            queries, keys = (_rotate(part, cosines, sines) for part in (queries, keys))
         sequence.append(index, keys, values)
         mixed = np.empty_like(queries)
         for head in range(spec.heads):
@@ -117,10 +140,37 @@ class ReferenceEngine:
             )
         return self._linear(attention.output, mixed.reshape(len(x), -1))
 
-    def _mlp(self, mlp: Mlp, x: F32) -> F32:
-        gate, up = self._linear(mlp.gate, x), self._linear(mlp.up, x)
-        sigmoid = reciprocal(float_add(exponential(-gate), _number(1)))
-        return self._linear(mlp.down, float_multiply(float_multiply(gate, sigmoid), up))
+
+class ReferenceEncoder(_Layers):
+    """An :class:`~lepton.layers.EncoderEngine` without a device."""
+
+    def __init__(self, spec: EncoderSpec, *, context: int) -> None:
+        super().__init__(spec.epsilon)
+        self.spec, self.context = spec, context
+
+    def encode(self, x: F32) -> F32:
+        """As that of :class:`~lepton.layers.EncoderEngine`."""
+        check_length(len(x), self.context)
+        for layer in self.spec.layers:
+            x = self._normalize(float_add(self._attention(layer.attention, x), x), layer.attention_norm)
+            x = self._normalize(float_add(self._mlp(layer.mlp, x), x), layer.mlp_norm)
+        return x
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def _attention(self, attention: Attention, x: F32) -> F32:
+        heads = self.spec.heads
+        qkv = self._linear(attention.qkv, x).reshape(len(x), -1, self.spec.head_size).transpose(1, 0, 2)
+        queries, keys, values = np.split(qkv, [heads, 2 * heads])
+        mixed = np.stack(
+            [
+                _attend(queries[head], quantize_tokens(keys[head]), quantize_tokens(values[head]), causal=False)
+                for head in range(heads)
+            ],
+            axis=1,
+        )
+        return self._linear(attention.output, mixed.reshape(len(x), -1))
 
 
 def _number(value: float) -> F32:
@@ -140,15 +190,15 @@ def _rotate(x: F32, cosines: F32, sines: F32) -> F32:
     )
 
 
-def _attend(queries: F32, keys: QuantizedWeights, values: QuantizedWeights) -> F32:
-    """Causal attention of the last tokens' ``queries`` [T, head size] to [tokens, head size]."""
+def _attend(queries: F32, keys: QuantizedWeights, values: QuantizedWeights, *, causal: bool = True) -> F32:
+    """Attention of the last tokens' ``queries`` [T, head size] to [tokens, head size], or to those before each."""
     tokens = len(keys.mantissa)
     rows = quantize_rows(queries)
     products = accumulate(rows.mantissa, rows.shift, keys.mantissa)
     scores = float_multiply(scale_output(products, rows.scale, keys.scale, None), _number(len(queries[0]) ** -0.5))
     result = np.empty_like(queries)
     for i, row in enumerate(scores):
-        seen = tokens - len(queries) + i + 1
+        seen = tokens - len(queries) + i + 1 if causal else tokens
         peak = reduce_rows(float_maximum, row[:seen])
         weights = exponential(float_add(row[:seen], -peak))
         total = reduce_rows(float_add, weights)

@@ -1,8 +1,13 @@
-"""What a decoder is made of, in the numbers that the accelerator holds."""
+"""What the layers of a Transformer are made of, in the numbers that the accelerator holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lepton_hw.numerics import F32, QuantizedWeights
+
+from .activation import Activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,9 +18,34 @@ class Linear:
     bias: F32 | None = None
 
 
+def rows_of(linear: Linear, part: slice) -> Linear:
+    """Some outputs of a Linear layer."""
+    mantissa, scale = linear.weights
+    return Linear(QuantizedWeights(mantissa[part], scale[part]), None if linear.bias is None else linear.bias[part])
+
+
+def joined(linears: Sequence[Linear]) -> Linear:
+    """Linear layers with the same input as one: their outputs one after the other."""
+    mantissa, scale = (np.concatenate(column) for column in zip(*(part.weights for part in linears), strict=True))
+    bias = None
+    if any(part.bias is not None for part in linears):
+        zeros = [np.zeros(len(part.weights.scale), np.float32) for part in linears]
+        bias = np.concatenate([zero if p.bias is None else p.bias for p, zero in zip(linears, zeros, strict=True)])
+    return Linear(QuantizedWeights(mantissa, scale), bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A norm of hidden states, with its weight [hidden]."""
+
+    weight: F32
+    bias: F32 | None = None
+    """[hidden] of a LayerNorm, which subtracts the mean first; None for an RMS norm."""
+
+
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention."""
 
     qkv: Linear
     """Queries of all heads, then keys, then values."""
@@ -27,26 +57,27 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class Mlp:
-    """``down(silu(gate(x)) * up(x))``."""
+    """``down(activation(gate(x)) * up(x))``; without gate ``down(activation(up(x)))``."""
 
-    gate: Linear
+    gate: Linear | None
     up: Linear
     down: Linear
+    activation: Activation = Activation.SILU
 
 
 @dataclass(frozen=True, eq=False)
-class DecoderLayer:
-    """Two residual branches, each behind an RMS norm with its weight [hidden]."""
+class Layer:
+    """Two residual branches with a norm each."""
 
-    attention_norm: F32
+    attention_norm: Norm
     attention: Attention
-    mlp_norm: F32
+    mlp_norm: Norm
     mlp: Mlp
 
 
 @dataclass(frozen=True, eq=False)
 class DecoderSpec:
-    """A decoder-only Transformer of the Llama family without its embedding."""
+    """A decoder-only Transformer without its embedding: each branch of its layers is behind the norm."""
 
     hidden: int
     heads: int
@@ -57,13 +88,49 @@ class DecoderSpec:
     vocabulary: int
     epsilon: float
     """Of the norms."""
-    layers: tuple[DecoderLayer, ...]
-    norm: F32
-    """Weight of the last norm [hidden]."""
+    layers: tuple[Layer, ...]
+    norm: Norm
+    """The last one."""
     head: Linear
     """To the logits."""
+    rotary: bool = True
+    """Queries and keys are rotated by their positions; else positions are part of the embedding."""
 
     @property
     def group(self) -> int:
         """Query heads that share a key head."""
         return self.heads // self.key_heads
+
+    @property
+    def angles(self) -> int:
+        """Cosines, and sines, that a position has."""
+        return self.head_size // 2 if self.rotary else 0
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderSpec:
+    """A Transformer of which every token sees every other, without its embedding.
+
+    A norm of its layers is of the sum of a branch and what it branched off: ``norm(x + branch(x))``.
+    """
+
+    hidden: int
+    heads: int
+    head_size: int
+    inner: int
+    """Width of the MLP."""
+    epsilon: float
+    """Of the norms."""
+    layers: tuple[Layer, ...]
+
+    rotary = False
+    angles = 0
+    group = 1
+
+    @property
+    def key_heads(self) -> int:
+        """One for each query head."""
+        return self.heads
+
+
+Spec = DecoderSpec | EncoderSpec

@@ -67,7 +67,7 @@ class Report:
     @property
     def summary(self) -> str:
         """One line: how much is offloaded."""
-        linears = sum(p.kind.endswith("Linear") for p in self.offloaded)
+        linears = sum(p.kind.endswith(("Linear", "Conv1D")) for p in self.offloaded)
         size = sum(p.bytes for p in self.offloaded)
         context = f", attention at a context of {self.context}" if self.context else ""
         obstacle = f"; Linear by Linear, since {self.obstacle}" if self.obstacle else ""
