@@ -12,6 +12,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -72,6 +74,10 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": qwen3,
     "gpt2": gpt2,
     "gpt2-erf": lambda: gpt2(activation_function="gelu", n_inner=96),
+    "window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=9)),
+    "windows": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=20, max_window_layers=1)
+    ),
     "relu": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, hidden_act="relu")),
 }
 
@@ -130,7 +136,7 @@ def test_a_long_context(load: Callable[..., lai.LeptonModel]) -> None:
         load("llama", "emulator", context=256).forward(input_ids=prompt)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "window"])
 def test_a_batch_equals_each_sequence_alone(load: Callable[..., lai.LeptonModel], kind: str) -> None:
     """Unequal lengths, padding on the left, early stops."""
     model = load(kind, "emulator")
@@ -154,6 +160,17 @@ def test_a_prompt_that_begins_like_an_earlier_one(load: Callable[..., lai.Lepton
     model.generate(prompt, 4, do_sample=False)
     other = torch.cat([prompt[:, :25], ids(1, 6, seed=9)], dim=1)
     assert torch.equal(model.generate(other, 6, do_sample=False), fresh.generate(other, 6, do_sample=False))
+
+
+def test_a_window_in_a_cache(load: Callable[..., lai.LeptonModel]) -> None:
+    """What is generated token by token is what a prompt of all the tokens gives; a cache that forgets is refused."""
+    model = load("window", "emulator")
+    tokens = model.generate(ids(1, 20), 20, do_sample=False)
+    assert isinstance(tokens, torch.Tensor)
+    logits = load("window", "emulator").forward(input_ids=tokens).logits
+    assert torch.equal(logits[0, 19:-1].argmax(-1), tokens[0, 20:])
+    with pytest.raises(InputError, match="cache: must keep all tokens of a model with sliding windows, but does not"):
+        model.generate(ids(1, 20), 2, cache_implementation="static")
 
 
 def test_too_many_sequences(load: Callable[..., lai.LeptonModel]) -> None:

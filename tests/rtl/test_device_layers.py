@@ -50,11 +50,14 @@ def decoder(rng: np.random.Generator, *, plain: bool = False) -> DecoderSpec:
             attention=Attention(
                 qkv=linear((heads + 2 * key_heads) * head_size, hidden, bias=True),
                 output=linear(hidden, heads * head_size),
+                window=window,
             ),
             mlp_norm=norm(),
             mlp=mlp(activation),
         )
-        for activation in ((Activation.GELU_TANH, Activation.GELU) if plain else (Activation.SILU, Activation.RELU))
+        for activation, window in (
+            ((Activation.GELU_TANH, 0), (Activation.GELU, 0)) if plain else ((Activation.SILU, 0), (Activation.RELU, 7))
+        )
     ]
     return DecoderSpec(
         hidden=hidden,

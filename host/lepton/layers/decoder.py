@@ -306,6 +306,7 @@ class StepCompiler:
         context: int | None = None,
         causal_offset: int | None = None,
         mask: bool = False,
+        window: int = 0,
     ) -> None:
         flags = VectorFlag.NONE
         reads = [self.span(a, words, outer, inner)]
@@ -336,6 +337,7 @@ class StepCompiler:
             values["context"] = context
         if mask:
             flags |= VectorFlag.MASK
+            values["window"] = window
         if causal_offset is not None:
             flags |= VectorFlag.CAUSAL
             values["offset"] = causal_offset
@@ -745,7 +747,10 @@ class StepCompiler:
                 cache=2 * layer + 1,
             )
         factor = float(np.float32(spec.head_size**-0.5))
+        window = spec.layers[layer].attention.window
         mask = {"context": number, "mask": True, "outer": outer, "inner": group}
+        if window < self.step.context:
+            mask["window"] = window
         if tokens > 1 and self.causal:
             mask["causal_offset"] = tokens - 1
         self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)

@@ -31,6 +31,8 @@ class Block:
     up: nn.Module
     down: nn.Module
     activation: Callable[[Tensor], Tensor]
+    window: int = 0
+    """Last tokens that a token sees, itself with them; 0 for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
 def _llama(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
-    """RMS norms, rotary positions, grouped queries, gated MLP: Llama, Qwen2, Qwen3 and their like."""
+    """RMS norms, rotary positions, grouped queries, gated MLP: Llama, Mistral, Qwen2, Qwen3 and their like."""
     rotary: Any = getattr(base, "rotary_emb", None)
     if rotary is None:
         raise Unlike("it has no rotary positions")
@@ -125,6 +127,7 @@ def _llama(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
                 up=mlp.up_proj,
                 down=mlp.down_proj,
                 activation=mlp.act_fn,
+                window=getattr(attention, "sliding_window", getattr(base.config, "sliding_window", None)) or 0,
             )
         )
     first: Any = base.layers[0].self_attn

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lepton_hw.numerics import F32
@@ -88,6 +88,7 @@ class DecoderForward:
             past_key_values = DynamicCache()
         ids, past = input_ids, 0
         if past_key_values is not None:
+            _keep_all(past_key_values)
             past = int(past_key_values.get_seq_length())
         if not self._recognized.spec.rotary:
             ids = input_ids | _columns(position_ids, input_ids, past) << _ID_BITS
@@ -170,6 +171,16 @@ class DecoderForward:
         """The free slot that holds most of ``tokens``, and how many; of equal ones the one that loses least."""
         best = max(free, key=lambda slot: (_common(self._held[slot], tokens), -len(self._held[slot]), -slot))
         return best, _common(self._held[best], tokens)
+
+
+def _keep_all(cache: Cache) -> None:
+    """Have the layer of a new cache that holds the ids keep all of them, also if its model sees the last ones only."""
+    if cache.layers and cache.layers[0].is_sliding:
+        if not isinstance(cache.layers[0], DynamicSlidingWindowLayer) or cache.get_seq_length():
+            raise InputError(
+                "cache: must keep all tokens of a model with sliding windows, but does not; use a DynamicCache, or none"
+            )
+        cache.layers[0] = DynamicLayer()
 
 
 def _columns(position_ids: Tensor | None, input_ids: Tensor, past: int) -> Tensor:

@@ -24,6 +24,9 @@ _TOLERANCE = 1e-3
 
 _TRIAL_TOKENS = 6
 
+_TRIAL_WINDOW = 512
+"""Longest sliding window that a trial run is made for."""
+
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SILU: silu,
     Activation.GELU: gelu,
@@ -94,7 +97,10 @@ def _prove(model: nn.Module, parts: Parts) -> None:
     Raises :class:`Unlike` if they differ.
     """
     vocabulary, _ = features(parts.head)
-    ids = torch.randint(vocabulary, (_TRIAL_TOKENS,), generator=torch.Generator().manual_seed(0))
+    # Longer than windows, of which a few tokens do not tell; with very long ones the model's word is taken.
+    windows = [block.window for block in parts.blocks if block.window <= _TRIAL_WINDOW]
+    tokens = _TRIAL_TOKENS + max(windows, default=0)
+    ids = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(0))
     expected = model(input_ids=ids[None]).logits[0]
     x = parts.embed(ids, torch.arange(len(ids)))
     for block in parts.blocks:
@@ -130,7 +136,8 @@ def _attention(parts: Parts | EncoderParts, block: Block, x: Tensor) -> Tensor:
         key_heads, angles, mask = parts.heads, None, torch.zeros(len(x), len(x))
     else:
         key_heads, angles = parts.key_heads, parts.angles
-        mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
+        seen = torch.ones(len(x), len(x)).tril().triu(1 - block.window if block.window else -len(x))
+        mask = seen.log()
     qkv = torch.cat([_apply(module, x) for module in block.qkv], -1).view(len(x), -1, parts.head_size).transpose(0, 1)
     q, k, v = qkv.split([parts.heads, key_heads, key_heads])
     q, k = (
@@ -207,6 +214,7 @@ def _layers(blocks: Sequence[Block], join: Join, vector: Callable[[Tensor], F32]
                 output=join([block.output]),
                 query_norm=None if query_norm is None else vector(query_norm.weight),
                 key_norm=None if key_norm is None else vector(key_norm.weight),
+                window=block.window,
             ),
             mlp_norm=_norm(block.mlp_norm, vector),
             mlp=Mlp(

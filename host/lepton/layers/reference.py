@@ -137,6 +137,7 @@ class ReferenceEngine(_Layers):
                 queries[:, head],
                 QuantizedWeights(*(part[shared] for part in sequence.keys[index])),
                 QuantizedWeights(*(part[shared] for part in sequence.values[index])),
+                window=attention.window,
             )
         return self._linear(attention.output, mixed.reshape(len(x), -1))
 
@@ -190,8 +191,13 @@ def _rotate(x: F32, cosines: F32, sines: F32) -> F32:
     )
 
 
-def _attend(queries: F32, keys: QuantizedWeights, values: QuantizedWeights, *, causal: bool = True) -> F32:
-    """Attention of the last tokens' ``queries`` [T, head size] to [tokens, head size], or to those before each."""
+def _attend(
+    queries: F32, keys: QuantizedWeights, values: QuantizedWeights, *, causal: bool = True, window: int = 0
+) -> F32:
+    """Attention of the last tokens' ``queries`` [T, head size] to all of [tokens, head size].
+
+    If ``causal``, a token sees those before it, or with ``window`` so many of them, and itself.
+    """
     tokens = len(keys.mantissa)
     rows = quantize_rows(queries)
     products = accumulate(rows.mantissa, rows.shift, keys.mantissa)
@@ -199,8 +205,11 @@ def _attend(queries: F32, keys: QuantizedWeights, values: QuantizedWeights, *, c
     result = np.empty_like(queries)
     for i, row in enumerate(scores):
         seen = tokens - len(queries) + i + 1 if causal else tokens
-        peak = reduce_rows(float_maximum, row[:seen])
+        first = max(0, seen - window) if window else 0
+        peak = reduce_rows(float_maximum, row[first:seen])
         weights = exponential(float_add(row[:seen], -peak))
+        # What is not seen keeps its place in the order of the sum.
+        weights[:first] = 0
         total = reduce_rows(float_add, weights)
         scaled = quantize_rows(float_multiply(weights, values.scale[:seen])[None])
         sums = accumulate(scaled.mantissa, scaled.shift, np.ascontiguousarray(values.mantissa[:seen].T))

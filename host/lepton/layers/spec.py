@@ -53,6 +53,8 @@ class Attention:
     query_norm: F32 | None = None
     """Weight [head size] of an RMS norm of each query head, before the rotation."""
     key_norm: F32 | None = None
+    window: int = 0
+    """Last tokens that a token of a decoder sees, itself with them; 0 for all."""
 
 
 @dataclass(frozen=True, eq=False)
