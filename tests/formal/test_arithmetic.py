@@ -1,0 +1,149 @@
+"""Rounding, saturation, shifts and conversions for all operands, against IEEE 754 as the solver defines it.
+
+SMT-LIB's theory of floating-point numbers (Brain et al., An Automatable Formal Semantics for IEEE-754) is as good as
+independent of this project: its authors have never seen it. What the contract has beside IEEE 754, flushing and the
+canonical NaN, is added here in a few lines.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from amaranth.lib import wiring
+from bitwuzla import Kind, RoundingMode, Term, TermManager
+from prover import Bench, Refuted, mutant, prove_flow
+
+from lepton_rtl.float32 import NAN, FloatAdd, IntToFloat
+from lepton_rtl.quantizer import Rounder
+
+EXPONENT, SIGNIFICAND = 8, 24
+
+Formula = Callable[["Terms"], Term]
+
+
+class Terms:
+    """What goes into a unit and comes out of it, and the words to say how that is related."""
+
+    def __init__(self, manager: TermManager, terms: dict[str, Term]) -> None:
+        self._manager, self._terms = manager, terms
+        self.nearest_even = manager.mk_rm_value(RoundingMode.RNE)
+
+    def __getitem__(self, name: str) -> Term:
+        return self._terms[name]
+
+    def make(self, kind: Kind, *operands: Term, indices: tuple[int, ...] = ()) -> Term:
+        """A term."""
+        return self._manager.mk_term(kind, list(operands), list(indices))
+
+    def bits(self, value: int, width: int = 32) -> Term:
+        """A pattern."""
+        return self._manager.mk_bv_value(self._manager.mk_bv_sort(width), value)
+
+    def equal(self, a: Term, b: Term) -> Term:
+        """The same patterns, or the same floats: zeros of different signs are not, NaNs are."""
+        return self.make(Kind.EQUAL, a, b)
+
+    def choose(self, condition: Term, yes: Term, no: Term) -> Term:
+        """One or the other."""
+        return self.make(Kind.ITE, condition, yes, no)
+
+    def float(self, pattern: Term) -> Term:
+        """The float32 of a pattern."""
+        return self.make(Kind.FP_TO_FP_FROM_BV, pattern, indices=(EXPONENT, SIGNIFICAND))
+
+    def flushed(self, x: Term) -> Term:
+        """A float32, zero if subnormal."""
+        zero = self._manager.mk_fp_pos_zero(self._manager.mk_fp_sort(EXPONENT, SIGNIFICAND))
+        zero = self.choose(self.make(Kind.FP_IS_NEG, x), self.make(Kind.FP_NEG, zero), zero)
+        return self.choose(self.make(Kind.FP_IS_SUBNORMAL, x), zero, x)
+
+    def is_float(self, pattern: Term, x: Term) -> Term:
+        """The pattern is that of a float32; a NaN has only one."""
+        nan = self.make(Kind.FP_IS_NAN, x)
+        return self.choose(nan, self.equal(pattern, self.bits(NAN)), self.equal(self.float(pattern), x))
+
+
+def operation(kind: Kind) -> Formula:
+    """IEEE 754 with subnormals flushed on the way in and out."""
+
+    def formula(t: Terms) -> Term:
+        a, b = (t.flushed(t.float(t[name])) for name in "ab")
+        return t.is_float(t["y"], t.flushed(t.make(kind, t.nearest_even, a, b)))
+
+    return formula
+
+
+def converted(t: Terms) -> Term:
+    """An integer to the nearest float32."""
+    y = t.make(Kind.FP_TO_FP_FROM_SBV, t.nearest_even, t["x"], indices=(EXPONENT, SIGNIFICAND))
+    return t.is_float(t["y"], y)
+
+
+def rounded(t: Terms) -> Term:
+    """``x * 2**shift`` to the nearest integer of at most 127; infinities and NaN are the largest of their sign."""
+    negative = t.equal(t.make(Kind.BV_EXTRACT, t["x"], indices=(31, 31)), t.bits(1, 1))
+    magnitude = t.float(t.make(Kind.BV_AND, t["x"], t.bits((1 << 31) - 1)))
+    # Two bits more than float32 has for the exponent: scaling is exact.
+    wide = (EXPONENT + 2, SIGNIFICAND)
+    scale = t.make(Kind.BV_SHL, t.bits(1, 8), t.make(Kind.BV_ZERO_EXTEND, t["shift"], indices=(6,)))
+    scale = t.make(Kind.FP_TO_FP_FROM_UBV, t.nearest_even, scale, indices=wide)
+    scaled = t.make(
+        Kind.FP_MUL, t.nearest_even, t.make(Kind.FP_TO_FP_FROM_FP, t.nearest_even, magnitude, indices=wide), scale
+    )
+    largest = t.make(Kind.FP_TO_FP_FROM_UBV, t.nearest_even, t.bits(127, 8), indices=wide)
+    inside = t.make(Kind.FP_LEQ, scaled, largest)
+    integer = t.choose(inside, t.make(Kind.FP_TO_UBV, t.nearest_even, scaled, indices=(8,)), t.bits(127, 8))
+    signed = t.choose(negative, t.make(Kind.BV_NEG, integer), integer)
+    live = t.equal(t["live"], t.bits(1, 1))
+    return t.equal(t["y"], t.choose(live, signed, t.bits(0, 8)))
+
+
+def bench_unit(unit: wiring.Component) -> Bench:
+    """A unit with all its inputs free."""
+    bench = Bench()
+    bench.m.submodules.unit = unit
+    for path, member, port in unit.signature.flatten(unit):
+        (name,) = path
+        if member.flow == wiring.In:
+            bench.m.d.comb += port.eq(bench.free(len(port), name))
+        else:
+            bench.show(name, port)
+    return bench
+
+
+def prove(unit: wiring.Component, formula: Formula, folder: Path) -> None:
+    """All operands, in any state of the pipeline."""
+    prove_flow(bench_unit(unit), folder, latency=unit.latency, formula=lambda *terms: formula(Terms(*terms)))
+
+
+UNITS = {IntToFloat: converted, Rounder: rounded, FloatAdd: operation(Kind.FP_ADD)}
+
+
+@pytest.mark.parametrize("unit", [IntToFloat, Rounder, FloatAdd])
+def test_unit(unit: type, tmp_path: Path) -> None:
+    prove(unit(), UNITS[unit], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("unit", "old", "new"),
+    [
+        (
+            IntToFloat,
+            "up = normal[7] & (normal[8] | normal[:7].any())",
+            "up = normal[7] & (normal[8] | normal[:6].any())",
+        ),
+        (IntToFloat, "127 + 31 - normal_zeros, 0)[:8]", "127 + 31 - normal_zeros, 1)[:8]"),
+        (Rounder, "(value[0] & (value[1] | sticky))", "value[0]"),
+        (Rounder, "Mux(magnitude[_MANTISSA_BITS], _CLAMPED, magnitude[:_MANTISSA_BITS])", "magnitude[:_MANTISSA_BITS]"),
+        (Rounder, "large = delay(m, distance < 0, 2", "large = delay(m, distance < -1, 2"),
+        (FloatAdd, "far = distance[5:].any()", "far = distance[6:].any()"),
+        (
+            FloatAdd,
+            "return Mux(amount, Cat(value[step:], Const(0, step)), value), sticky | (amount & lost)",
+            "return Mux(amount, Cat(value[step:], Const(0, step)), value), sticky",
+        ),
+    ],
+)
+def test_mutants(unit: type, old: str, new: str, tmp_path: Path) -> None:
+    with pytest.raises(Refuted):
+        prove(mutant(unit, old, new)(), UNITS[unit], tmp_path)
