@@ -306,15 +306,13 @@ class Run:
         return "\n".join(rows)
 
 
-def prove_flow(
-    bench: Bench, folder: Path, *, latency: int, formula: Callable[[TermManager, dict[str, Term]], Term]
-) -> None:
+def prove_flow(design: Design, formula: Callable[[TermManager, dict[str, Term]], Term], *, latency: int) -> None:
     """What goes in and what comes out ``latency`` cycles later are related by a formula, whatever the state was.
 
     The formula is about what the bench calls free, and shows. Complete for a pipeline without feedback. Raises
     :class:`Refuted`.
     """
-    run = Run(Design(bench, folder))
+    run = Run(design)
     for _ in range(latency + 1):
         run.cycle(reset=False)
     terms = {name.removeprefix("free_"): term for name, term in run.named[0].items() if name.startswith("free_")}
@@ -323,14 +321,13 @@ def prove_flow(
         raise Refuted(f"the formula does not hold for the first and the last of these cycles:\n{run.trace()}")
 
 
-def prove_always(bench: Bench, folder: Path, *, depth: int = 1) -> None:
+def prove_always(design: Design, *, depth: int = 1) -> None:
     """The checks hold in every cycle after reset, by induction over ``depth`` cycles.
 
     Raises :class:`Refuted`, with a run from reset or with an inductive step that fails: then the checks may
     still hold, but do not follow from each other.
     """
-    design = Design(bench, folder)
-    prove_until(bench, folder, cycles=depth, design=design)
+    prove_until(design, cycles=depth)
     run = Run(design)
     assumptions, checks = (design.outputs(kind) for kind in ("assume", "check"))
     for cycle in range(depth + 1):
@@ -343,9 +340,9 @@ def prove_always(bench: Bench, folder: Path, *, depth: int = 1) -> None:
     run.refute(checks)
 
 
-def prove_until(bench: Bench, folder: Path, *, cycles: int, design: Design | None = None) -> None:
+def prove_until(design: Design, *, cycles: int) -> None:
     """The checks hold in the first ``cycles`` cycles after reset. Raises :class:`Refuted`."""
-    run = Run(design or Design(bench, folder))
+    run = Run(design)
     assumptions, checks = (run.design.outputs(kind) for kind in ("assume", "check"))
     run.cycle(reset=True)
     for _ in range(cycles):
@@ -356,9 +353,9 @@ def prove_until(bench: Bench, folder: Path, *, cycles: int, design: Design | Non
         run.require(checks.values())
 
 
-def show_reachable(bench: Bench, folder: Path, *, cycles: int, design: Design | None = None) -> None:
+def show_reachable(design: Design, *, cycles: int) -> None:
     """Everything that must be reached is, within ``cycles`` cycles after reset. Raises :class:`Unreachable`."""
-    run = Run(design or Design(bench, folder))
+    run = Run(design)
     left = run.design.outputs("reach")
     assert left
     run.cycle(reset=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from amaranth.lib import wiring
 from bitwuzla import Kind, RoundingMode, Term, TermManager
-from prover import Bench, Refuted, mutant, prove_flow
+from prover import Bench, Design, Refuted, mutant, prove_flow
 
 from lepton_rtl.float32 import NAN, FloatAdd, IntToFloat
 from lepton_rtl.quantizer import Rounder
@@ -113,7 +113,7 @@ def bench_unit(unit: wiring.Component) -> Bench:
 
 def prove(unit: wiring.Component, formula: Formula, folder: Path) -> None:
     """All operands, in any state of the pipeline."""
-    prove_flow(bench_unit(unit), folder, latency=unit.latency, formula=lambda *terms: formula(Terms(*terms)))
+    prove_flow(Design(bench_unit(unit), folder), lambda *terms: formula(Terms(*terms)), latency=unit.latency)
 
 
 UNITS = {IntToFloat: converted, Rounder: rounded, FloatAdd: operation(Kind.FP_ADD)}

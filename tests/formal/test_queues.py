@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Fragment, Module, Mux, Signal, Value
-from prover import Bench, Inside, Refuted, mutant, prove_always, prove_until, show_reachable
+from prover import Bench, Design, Inside, Refuted, mutant, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import CONFIGS
 from lepton_rtl.core import LeptonCore
@@ -77,12 +77,12 @@ def bench_queue(kind: type, depth: int, *, buffered: bool) -> Bench:
 
 @pytest.mark.parametrize(("kind", "depth"), [(kind, depth) for kind, depths in DEPTHS.items() for depth in depths])
 def test_queue(kind: type, depth: int, tmp_path: Path) -> None:
-    prove_always(bench_queue(kind, depth, buffered=kind is BufferQueue), tmp_path)
+    prove_always(Design(bench_queue(kind, depth, buffered=kind is BufferQueue), tmp_path))
 
 
 @pytest.mark.parametrize("kind", DEPTHS)
 def test_the_proof_is_not_empty(kind: type, tmp_path: Path) -> None:
-    show_reachable(bench_queue(kind, 4, buffered=kind is BufferQueue), tmp_path, cycles=8)
+    show_reachable(Design(bench_queue(kind, 4, buffered=kind is BufferQueue), tmp_path), cycles=8)
 
 
 @pytest.mark.slow
@@ -115,4 +115,4 @@ def test_every_depth_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mutants(kind: type, old: str, new: str, tmp_path: Path) -> None:
     broken = bench_queue(mutant(kind, old, new), 4, buffered=kind is BufferQueue)
     with pytest.raises(Refuted):
-        prove_until(broken, tmp_path, cycles=8)
+        prove_until(Design(broken, tmp_path), cycles=8)
