@@ -5,14 +5,29 @@ Nothing is assumed of a register before reset, and nothing of one that reset lea
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from amaranth.back import rtlil
-from amaranth.hdl import Const, Elaboratable, Fragment, MemoryInstance, Module, Shape, ShapeLike, Signal, Value
+from amaranth.hdl import (
+    Array,
+    Cat,
+    Const,
+    Elaboratable,
+    Fragment,
+    MemoryInstance,
+    Module,
+    Mux,
+    Shape,
+    ShapeLike,
+    Signal,
+    Value,
+)
 from amaranth.hdl._ir import PortDirection
+from amaranth.lib import data, wiring
 from bitwuzla import Bitwuzla, Kind, Option, Options, Result, Sort, Term, TermManager
 
 from lepton_rtl.synthesis import _run_tool
@@ -44,15 +59,17 @@ class Unreachable(AssertionError):
     """What must be able to happen does not: the assumptions exclude too much."""
 
 
-def mutant(component: type, old: str, new: str) -> type:
-    """The component as it were with a piece of its module's source replaced: a proof must refute it."""
+def changed(component: type, changes: Mapping[str, str]) -> type:
+    """The component as it were with pieces of its module's source replaced: smaller, or so that proofs must fail."""
     module = sys.modules[component.__module__]
     source = inspect.getsource(module)
-    assert source.count(old) == 1, f"'{old}' is in {module.__name__} {source.count(old)} times"
-    changed = ModuleType(module.__name__)
-    changed.__package__ = module.__package__
-    exec(compile(source.replace(old, new), str(module.__file__), "exec"), vars(changed))
-    return getattr(changed, component.__name__)
+    for old, new in changes.items():
+        assert source.count(old) == 1, f"'{old}' is in {module.__name__} {source.count(old)} times"
+        source = source.replace(old, new)
+    result = ModuleType(module.__name__)
+    result.__package__ = module.__package__
+    exec(compile(source, str(module.__file__), "exec"), vars(result))
+    return getattr(result, component.__name__)
 
 
 class Inside(Elaboratable):
@@ -60,6 +77,8 @@ class Inside(Elaboratable):
 
     def __init__(self, component: Elaboratable) -> None:
         self._fragment = Fragment.get(component, None)
+        ports = component.signature.flatten(component) if isinstance(component, wiring.Component) else ()
+        self._ports = {id(Value.cast(port)) for _, _, port in ports}
 
     def elaborate(self, platform: object) -> Fragment:
         return self._fragment
@@ -71,10 +90,15 @@ class Inside(Elaboratable):
         return fragment
 
     def __getitem__(self, path: str) -> Signal:
-        """A signal that is assigned."""
+        """A signal that is assigned and no port of the component."""
         *scope, name = path.split(".")
         statements = [statement for group in self._scope(scope).statements.values() for statement in group]
-        found = {id(s): s for statement in statements for s in statement._lhs_signals() if s.name == name}
+        found = {
+            id(s): s
+            for statement in statements
+            for s in statement._lhs_signals()
+            if s.name == name and id(s) not in self._ports
+        }
         assert len(found) == 1, f"{len(found)} signals are '{path}'"
         (signal,) = found.values()
         return signal
@@ -149,6 +173,52 @@ class Bench:
         self.ports[name] = (signal, PortDirection.Output)
 
 
+class QueueInside:
+    """A queue in distributed memory inside a component, and for induction the relation of its registers."""
+
+    def __init__(self, bench: Bench, dut: Inside, path: str, depth: int, layout: ShapeLike) -> None:
+        assert depth & (depth - 1) == 0
+        self._bench, self._name, self._layout, self.depth = bench, path.replace(".", "_"), layout, depth
+        self.level, self._produce, consume = dut[f"{path}.level"], dut[f"{path}.produce"], dut[f"{path}.consume"]
+        self._slots = [Signal(range(depth), name=f"{self._name}_slot_{place}") for place in range(depth)]
+        """Where the items are, the first first."""
+        bench.m.d.comb += [slot.eq(consume + place) for place, slot in enumerate(self._slots)]
+        words = [dut.word(f"{path}.storage", slot) for slot in self._slots]
+        self.items = [data.View(layout, word) if isinstance(layout, data.Layout) else word for word in words]
+        bench.check(f"{self._name}_level", self.level <= depth)
+        bench.check(f"{self._name}_pointers", self._produce == (consume + self.level)[: len(self._produce)])
+
+    def __getitem__(self, place: Value) -> Any:
+        """An item."""
+        item = Array(self.items)[place]
+        return data.View(self._layout, item) if isinstance(self._layout, data.Layout) else item
+
+    def all(self, what: Callable[[Any], Value]) -> Value:
+        """Whether something holds of all items."""
+        return Cat((place >= self.level) | what(item) for place, item in enumerate(self.items)).all()
+
+    def number(self, enters: Value, size: Callable[[Any], Value], total: Value, gone: Value) -> Array:
+        """Number what the items stand for: each begins where the one before ends.
+
+        ``total`` is the sum of the sizes of all items that ever entered and ``gone`` of those that left, modulo a
+        power of two. Local relations take the place of a sum, which is hard to reason about.
+        """
+        starts = Array(Signal(len(total), name=f"{self._name}_start_{slot}") for slot in range(self.depth))
+        with self._bench.m.If(enters):
+            self._bench.m.d.sync += starts[self._produce].eq(total)
+        begin = Array(starts[slot] for slot in self._slots)
+        width = len(total)
+        for place, item in enumerate(self.items):
+            following = begin[place + 1] if place + 1 < self.depth else total
+            end = Mux(place + 1 == self.level, total, following)
+            self._bench.check(
+                f"{self._name}_numbers_{place}", (place >= self.level) | (end == (begin[place] + size(item))[:width])
+            )
+        first = Mux(self.level == 0, total, begin[0])
+        self._bench.check(f"{self._name}_first_number", first == gone)
+        return begin
+
+
 _UNARY = {"not": Kind.BV_NOT, "neg": Kind.BV_NEG, "inc": Kind.BV_INC, "dec": Kind.BV_DEC}
 _REDUCE = {"redor": Kind.BV_REDOR, "redand": Kind.BV_REDAND, "redxor": Kind.BV_REDXOR}
 _BINARY = {
@@ -182,7 +252,8 @@ class Design:
 
     def outputs(self, kind: str) -> dict[str, int]:
         """Name and node of every property of a kind."""
-        found = ((words[3], int(words[2])) for words in self.lines if words[1] == "output")
+        # Yosys writes the last one first.
+        found = ((words[3], int(words[2])) for words in reversed(self.lines) if words[1] == "output")
         return {name.removeprefix(f"{kind}_"): node for name, node in found if name.startswith(f"{kind}_")}
 
 
@@ -286,13 +357,12 @@ class Run:
         assert result is not Result.UNKNOWN
         return result is Result.SAT
 
-    def refute(self, checks: dict[str, int]) -> None:
-        """Raise :class:`Refuted` if any of these may be false in the last cycle."""
-        make = self.manager.mk_term
-        wrong = {name: make(Kind.NOT, [self.holds(node)]) for name, node in checks.items()}
-        if self.possible(make(Kind.OR, [self.manager.mk_false(), *wrong.values()])):
-            names = [name for name, term in wrong.items() if self.solver.get_value(term).is_true()]
-            raise Refuted(f"{', '.join(names)}: false in the last of these cycles:\n{self.trace()}")
+    def prove(self, checks: Iterable[tuple[str, int]]) -> None:
+        """These hold in the last cycle, as each may take from those before it. Raises :class:`Refuted`."""
+        for name, node in checks:
+            if self.possible(self.manager.mk_term(Kind.NOT, [self.holds(node)])):
+                raise Refuted(f"'{name}' does not hold in the last of these cycles:\n{self.trace()}")
+            self.require([node])
 
     def trace(self) -> str:
         """Every port and register in every cycle, of the run that was found."""
@@ -337,7 +407,7 @@ def prove_always(design: Design, *, depth: int = 1) -> None:
             run.require(checks.values())
     assert checks
     assert run.possible(), "no run of the inductive step keeps the assumptions"
-    run.refute(checks)
+    run.prove(checks.items())
 
 
 def prove_until(design: Design, *, cycles: int) -> None:
@@ -349,8 +419,7 @@ def prove_until(design: Design, *, cycles: int) -> None:
         run.cycle(reset=False)
         run.require(assumptions.values())
         assert run.possible(), "no run keeps the assumptions"
-        run.refute(checks)
-        run.require(checks.values())
+        run.prove(checks.items())
 
 
 def show_reachable(design: Design, *, cycles: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from amaranth.lib import wiring
 from bitwuzla import Kind, RoundingMode, Term, TermManager
-from prover import Bench, Design, Refuted, mutant, prove_flow
+from prover import Bench, Design, Refuted, changed, prove_flow
 
 from lepton_rtl.float32 import NAN, FloatAdd, IntToFloat
 from lepton_rtl.quantizer import Rounder
@@ -146,4 +146,4 @@ def test_unit(unit: type, tmp_path: Path) -> None:
 )
 def test_mutants(unit: type, old: str, new: str, tmp_path: Path) -> None:
     with pytest.raises(Refuted):
-        prove(mutant(unit, old, new)(), UNITS[unit], tmp_path)
+        prove(changed(unit, {old: new})(), UNITS[unit], tmp_path)

@@ -1,16 +1,24 @@
 """Reading memory: the bursts are those asked for, keep the rules of AXI, and every beat of data reaches its reader."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from amaranth.hdl import Const, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Mux, Signal, Value
 from amaranth.lib import data
-from prover import Bench, Design, Inside, Refuted, mutant, prove_always, prove_until, show_reachable
+from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import PAGE_BYTES, HardwareConfig, get_config
 from lepton_hw.errors import ErrorCode
-from lepton_rtl.jobs import transfer_layout
-from lepton_rtl.memory_read import BurstSplitter, burst_layout
+from lepton_rtl.jobs import INDEX_BITS, transfer_layout
+from lepton_rtl.memory_read import AXI_RESPONSE_ERROR, BurstSplitter, ReadPort, burst_layout
+
+READERS = 3
+
+OUTSTANDING = 4
+"""Bursts that may wait for their data here: fewer than there may be, so that proofs are found in seconds."""
+
+FEWER = {"MAX_OUTSTANDING = 16": f"MAX_OUTSTANDING = {OUTSTANDING}"}
 
 LIMIT = 64
 """Most beats of a burst."""
@@ -128,5 +136,166 @@ def test_splitter(config: str, tmp_path: Path) -> None:
 def test_splitter_mutants(old: str, new: str, tmp_path: Path) -> None:
     with pytest.raises(Refuted):
         prove_until(
-            Design(bench_splitter(mutant(BurstSplitter, old, new), get_config("nano"), LIMIT), tmp_path), cycles=10
+            Design(bench_splitter(changed(BurstSplitter, {old: new}), get_config("nano"), LIMIT), tmp_path), cycles=10
         )
+
+
+def bench_port(kind: type, config: HardwareConfig) -> Bench:
+    """A read port before a memory that answers what it was asked, in order, whenever it likes.
+
+    A burst is watched that is accepted at any time, with as many beats before it as are still to come.
+    """
+    bench = Bench()
+    m = bench.m
+    port = kind(config, readers=READERS)
+    m.submodules.dut = dut = Inside(port)
+    address = port.address
+    m.d.comb += [
+        address.ready.eq(bench.free(1, "address_ready")),
+        port.data.eq(bench.free(len(port.data), "data")),
+        port.response.eq(bench.free(2, "response")),
+        port.valid.eq(bench.free(1, "valid")),
+    ]
+    for reader, bursts in enumerate(port.bursts):
+        m.d.comb += [
+            bursts.valid.eq(bench.free(1, f"valid_{reader}")),
+            bursts.payload.eq(bench.free(bursts.payload.shape().size, f"burst_{reader}")),
+        ]
+        beats = bursts.payload.beats
+        bench.assume(~bursts.valid | ((beats != 0) & (beats <= config.burst_beats)))
+    # Modulo a number that is larger than all that may be inside.
+    bits = ((OUTSTANDING + 2) * config.burst_beats).bit_length()
+    owed = bench.count(bits, "owed", Mux(address.valid & address.ready, address.payload.beats, 0) - port.valid)
+    bench.assume(~port.valid | (owed != 0))
+    announced = Mux(address.valid, address.payload.beats, 0)
+
+    # Addresses.
+    takes = Signal(READERS)
+    m.d.comb += takes.eq(Cat(bursts.valid & bursts.ready for bursts in port.bursts))
+    offers = Cat(bursts.valid for bursts in port.bursts)
+    taken = Signal(burst_layout(config))
+    for reader, bursts in enumerate(port.bursts):
+        with m.If(takes[reader]):
+            m.d.comb += taken.eq(bursts.payload)
+    waits = address.valid & ~address.ready
+    bench.check("the_first_that_offers", ~takes.any() | (takes == (offers & -offers)[:READERS]))
+    bench.check(
+        "address_of_a_burst",
+        ~bench.past(takes.any()) | address.valid & (Value.cast(address.payload) == bench.past(Value.cast(taken))),
+    )
+    bench.check("no_other_address", ~(address.valid & bench.past(takes == 0)) | bench.past(waits))
+    bench.check(
+        "address_stays",
+        ~bench.past(waits) | address.valid & (Value.cast(address.payload) == bench.past(Value.cast(address.payload))),
+    )
+
+    # Data, which is a cycle in a register of its own.
+    came, data_came, bad_came = (
+        bench.past(value) for value in (port.valid, port.data, port.valid & port.response[AXI_RESPONSE_ERROR])
+    )
+    bench.check("every_beat_to_one", bench.past(came) == port.beat_valid.any())
+    bench.check("unchanged", ~bench.past(came) | (port.beats == bench.past(data_came)))
+    bench.check("to_one_only", (port.beat_valid & (port.beat_valid - 1)) == 0)
+    watched, reader, index = Signal(), Signal(READERS), Signal.like(taken.index)
+    ahead, left = Signal(bits), Signal.like(taken.beats)
+    own = watched & port.valid & (ahead == 0)
+    with m.If(~watched & takes.any() & bench.free(1, "watch")):
+        m.d.sync += [
+            watched.eq(1),
+            reader.eq(takes),
+            index.eq(taken.index),
+            left.eq(taken.beats),
+            ahead.eq(owed + announced - port.valid),
+        ]
+    with m.If(watched & port.valid):
+        m.d.sync += [ahead.eq(ahead - (ahead != 0)), left.eq(left - own), watched.eq(~own | (left != 1))]
+    own_came, its_reader, its_index = bench.past(own), bench.past(reader), bench.past(index)
+    bench.check("to_its_reader", ~bench.past(own_came) | (port.beat_valid == bench.past(its_reader)))
+    bad = bench.past(bad_came)
+    bench.check("error", ~bad | (port.error.code == ErrorCode.READ))
+    bench.check("error_of_its_command", ~(bad & bench.past(own_came)) | (port.error.index == bench.past(its_index)))
+    bench.check("no_other_error", bad | (Value.cast(port.error) == bench.past(Value.cast(port.error))))
+    bench.reach("second_burst_to_another", own & (left == 1) & bench.past(port.beat_valid & ~reader).any())
+
+    # How registers are related: first of all the beats of the bursts inside.
+    entry = data.StructLayout({"reader": READERS, "beats": range(config.burst_beats + 1), "index": INDEX_BITS})
+    beat_valid = dut["beat_valid"]
+    queue = QueueInside(bench, dut, "order.fifo", OUTSTANDING, entry)
+    current, current_valid = data.View(entry, dut["current"]), dut["current_valid"]
+    asked = bench.count(bits, "asked", Mux(takes.any(), taken.beats, 0))
+    answered = bench.count(bits, "answered", port.valid)
+    inside = Mux(current_valid, current.beats, 0)
+    starts = queue.number(takes.any(), lambda item: item.beats, asked, (answered - beat_valid + inside)[:bits])
+    for place in range(OUTSTANDING):
+        # The beats of the bursts from here on, without overflow.
+        rest = (asked - starts[place])[:bits]
+        bench.check(
+            f"rest_{place}",
+            (place >= queue.level) | (rest <= (queue.level - place) * config.burst_beats) & (rest >= announced),
+        )
+    newest = Mux(queue.level == 0, inside, queue[queue.level - 1].beats)
+    bench.check("newest", ~address.valid | (newest == announced) & ((queue.level != 0) | (owed == 0) & ~beat_valid))
+    bench.check("beats", (owed + announced)[:bits] == (asked - answered)[:bits])
+    bench.check("sizes", queue.all(lambda item: (item.beats != 0) & (item.beats <= config.burst_beats)))
+    bench.check("current_size", ~current_valid | (current.beats != 0) & (current.beats <= config.burst_beats))
+    bench.check("announced_size", ~address.valid | (announced != 0) & (announced <= config.burst_beats))
+    bench.check("current_first", current_valid | (owed == 0) & ~beat_valid & (queue.level <= 1))
+
+    def one_hot(item: Any) -> Value:
+        return (item.reader != 0) & ((item.reader & (item.reader - 1)) == 0)
+
+    bench.check("readers", queue.all(one_hot) & (~current_valid | one_hot(current)))
+
+    # The watched burst is the current one, or before it are some in the queue.
+    pops = (queue.level != 0) & (~current_valid | beat_valid & (current.beats == 1))
+    place, is_current = Signal(range(OUTSTANDING + 1)), Signal()
+    with m.If(~watched):
+        m.d.sync += [place.eq(queue.level - pops), is_current.eq(0)]
+    with m.Elif(pops):
+        m.d.sync += [place.eq(place - (place != 0)), is_current.eq(place == 0)]
+    queued = watched & ~is_current
+    bench.check("queued", ~queued | (place < queue.level))
+    bench.check("before", ~queued | (starts[place] == (answered + ahead)[:bits]))
+    mine = queue[place]
+    bench.check("in_queue", ~queued | (mine.reader == reader) & (mine.beats == left) & (mine.index == index))
+    mine_now = watched & is_current
+    bench.check("in_current", ~mine_now | (ahead == 0) & (current.beats == left + beat_valid))
+    bench.check("of_current", ~mine_now | current_valid & (current.reader == reader) & (current.index == index))
+    of_its = current_valid & (current.reader == its_reader) & (current.index == its_index)
+    bench.check("came_to_current", ~own_came | came & of_its & (~watched & (current.beats == 1) | mine_now))
+    bench.check("left", ~watched | (left != 0))
+
+    # No deadlock: what memory has answered is gone, and only a full queue or AXI hold back an address.
+    idle = (owed == 0) & ~address.valid & ~beat_valid
+    bench.check("empty_in_the_end", ~idle | (queue.level == 0) & ~current_valid)
+    bench.check("takes_what_fits", takes.any() | ~offers.any() | waits | (queue.level == OUTSTANDING))
+    bench.check("came", (beat_valid == came) & (~came | (dut["beat"] == data_came)) & (dut["beat_error"] == bad_came))
+    sent, received = bench.past(takes.any()), bench.past(beat_valid & (current.beats == 1))
+    # "$signal" is what Amaranth calls the first of two signals that are assigned in one line.
+    bench.check("counted", (dut["$signal"] == sent) & (dut["received"] == received))
+    bench.check("outstanding", port.outstanding + sent - received == queue.level + current_valid)
+    return bench
+
+
+def test_port(tmp_path: Path) -> None:
+    design = Design(bench_port(changed(ReadPort, FEWER), get_config("nano")), tmp_path)
+    prove_always(design)
+    show_reachable(design, cycles=10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("with m.If(self.address.ready):", "with m.If(1):"),
+        ("taken = self.address.valid & ~self.address.ready", "taken = Const(0)"),
+        ("bursts.ready.eq(free & ~higher)", "bursts.ready.eq(free)"),
+        ("order.o.ready.eq(~current_valid | ended)", "order.o.ready.eq(ended)"),
+        ("last = current.beats == 1", "last = current.beats == 2"),
+        ("Mux(beat_valid, current.reader, 0)", "Mux(self.valid, current.reader, 0)"),
+        ("free = order.i.ready & ~taken", "free = ~taken"),
+        ("self.error.index.eq(current.index)", "self.error.index.eq(order.o.payload.index)"),
+    ],
+)
+def test_port_mutants(old: str, new: str, tmp_path: Path) -> None:
+    with pytest.raises(Refuted):
+        prove_until(Design(bench_port(changed(ReadPort, {**FEWER, old: new}), get_config("nano")), tmp_path), cycles=10)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Fragment, Module, Mux, Signal, Value
-from prover import Bench, Design, Inside, Refuted, mutant, prove_always, prove_until, show_reachable
+from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import CONFIGS
 from lepton_rtl.core import LeptonCore
@@ -113,6 +113,6 @@ def test_every_depth_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("kind", DEPTHS)
 def test_mutants(kind: type, old: str, new: str, tmp_path: Path) -> None:
-    broken = bench_queue(mutant(kind, old, new), 4, buffered=kind is BufferQueue)
+    broken = bench_queue(changed(kind, {old: new}), 4, buffered=kind is BufferQueue)
     with pytest.raises(Refuted):
         prove_until(Design(broken, tmp_path), cycles=8)
