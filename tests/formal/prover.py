@@ -91,17 +91,15 @@ class Inside(Elaboratable):
 
     def __getitem__(self, path: str) -> Signal:
         """A signal that is assigned and no port of the component."""
-        *scope, name = path.split(".")
-        statements = [statement for group in self._scope(scope).statements.values() for statement in group]
-        found = {
-            id(s): s
-            for statement in statements
-            for s in statement._lhs_signals()
-            if s.name == name and id(s) not in self._ports
-        }
-        assert len(found) == 1, f"{len(found)} signals are '{path}'"
-        (signal,) = found.values()
+        (signal,) = self.called(path)
         return signal
+
+    def called(self, path: str) -> list[Signal]:
+        """All signals that are assigned and have this name, those of the sync domain in the order of the source."""
+        *scope, name = path.split(".")
+        groups = sorted(self._scope(scope).statements.items(), key=lambda group: group[0] != "sync")
+        signals = (s for _, statements in groups for statement in statements for s in statement._lhs_signals())
+        return list({id(s): s for s in signals if s.name == name and id(s) not in self._ports}.values())
 
     def state(self, name: str, path: str = "") -> Value:
         """Whether a state machine is in a state."""
