@@ -12,6 +12,7 @@ from lepton_hw.config import PAGE_BYTES, HardwareConfig, get_config
 from lepton_hw.errors import ErrorCode
 from lepton_rtl.jobs import INDEX_BITS, transfer_layout
 from lepton_rtl.memory_read import AXI_RESPONSE_ERROR, BurstSplitter, ReadPort, burst_layout
+from lepton_rtl.memory_write import BURST_BEATS, STORE_BEATS
 
 READERS = 3
 
@@ -30,11 +31,14 @@ def minimum(*values: Value) -> Value:
     return Mux(first < (rest := minimum(*others)), first, rest) if others else first
 
 
-def bench_splitter(kind: type, config: HardwareConfig, most: int = 512) -> Bench:
-    """A splitter with room, under any offers, pauses and halts."""
+def bench_splitter(
+    kind: type, config: HardwareConfig, *, limit: int = LIMIT, most: int = 512, at_reset: int | None = None
+) -> Bench:
+    """A splitter with room for ``most`` beats, all of it at reset if not told, under any offers, pauses and halts."""
     bench = Bench()
     m = bench.m
-    splitter = kind(config, limit=LIMIT, room=most, room_at_reset=most)
+    at_reset = most if at_reset is None else at_reset
+    splitter = kind(config, limit=limit, room=most, room_at_reset=at_reset)
     m.submodules.dut = dut = Inside(splitter)
     shift = config.beat_bytes.bit_length() - 1
     page_shift = PAGE_BYTES.bit_length() - 1
@@ -50,7 +54,8 @@ def bench_splitter(kind: type, config: HardwareConfig, most: int = 512) -> Bench
     ]
     bench.assume(~transfers.valid | ((offer.address[:shift] == 0) & (offer.beats != 0)))
     accepts, sends = transfers.valid & transfers.ready, bursts.valid & bursts.ready
-    requested = bench.count(range(most + 1), "requested", Mux(sends, burst.beats, 0) - splitter.release)
+    requested = Signal(range(most + 1), init=most - at_reset)
+    m.d.sync += requested.eq(requested + Mux(sends, burst.beats, 0) - splitter.release)
     bench.assume(~splitter.release | (requested != 0))
 
     # What is left of the transfer, as the reader knows it.
@@ -68,7 +73,7 @@ def bench_splitter(kind: type, config: HardwareConfig, most: int = 512) -> Bench
     busy = left.beats != 0
     bench.check("not_two_at_once", ~transfers.ready | ~busy)
     bench.check("from_its_place_on", ~bursts.valid | (burst.address == left.address))
-    bench.check("as_long_as_may_be", ~bursts.valid | (burst.beats == minimum(left.beats, Const(LIMIT), page_left)))
+    bench.check("as_long_as_may_be", ~bursts.valid | (burst.beats == minimum(left.beats, Const(limit), page_left)))
     bench.check("of_its_command", ~bursts.valid | (burst.index == left.index))
     bench.check("last", ~bursts.valid | (burst.last == (burst.beats == left.beats)))
     bench.check("not_empty", ~bursts.valid | (burst.beats != 0))
@@ -83,7 +88,7 @@ def bench_splitter(kind: type, config: HardwareConfig, most: int = 512) -> Bench
     bench.check("error_of_its_command", (splitter.error.code == 0) | (splitter.error.index == left.index))
 
     # Three cycles to the next burst, unless it may not come.
-    held_up = splitter.halt | (requested + minimum(left.beats, Const(LIMIT)) > most) | outside
+    held_up = splitter.halt | (requested + minimum(left.beats, Const(limit)) > most) | outside
     quiet = Signal(3)
     m.d.sync += quiet.eq(Mux(busy & ~bursts.valid & ~held_up & ~accepts, quiet + 1, 0))
     bench.check("no_deadlock", quiet <= 3)
@@ -99,9 +104,9 @@ def bench_splitter(kind: type, config: HardwareConfig, most: int = 512) -> Bench
     bench.check("states", idle | cap | size | room | offering | refuse)
     bench.check("left", idle | (Value.cast(inner_left) == Value.cast(left)))
     bench.check("left_aligned", ~busy | (left.address[:shift] == 0))
-    bench.check("capped", ~size | ((dut["capped"] == minimum(Const(LIMIT), page_left)) & (dut["outside"] == outside)))
+    bench.check("capped", ~size | ((dut["capped"] == minimum(Const(limit), page_left)) & (dut["outside"] == outside)))
     sized = room | offering
-    bench.check("sized", ~sized | (inner.beats == minimum(left.beats, Const(LIMIT), page_left)) & ~outside)
+    bench.check("sized", ~sized | (inner.beats == minimum(left.beats, Const(limit), page_left)) & ~outside)
     bench.check("sized_address", ~sized | (inner.address == left.address))
     bench.check("sized_index", ~sized | (inner.index == left.index) & (inner.last == (inner.beats == left.beats)))
     bench.check("room_left", dut["room"] + requested == most)
@@ -116,6 +121,11 @@ def test_splitter(config: str, tmp_path: Path) -> None:
     design = Design(bench_splitter(BurstSplitter, get_config(config)), tmp_path)
     prove_always(design)
     show_reachable(design, cycles=10)
+
+
+def test_splitter_of_a_store_unit(tmp_path: Path) -> None:
+    bench = bench_splitter(BurstSplitter, get_config("nano"), limit=BURST_BEATS, most=STORE_BEATS, at_reset=0)
+    prove_always(Design(bench, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +146,8 @@ def test_splitter(config: str, tmp_path: Path) -> None:
 def test_splitter_mutants(old: str, new: str, tmp_path: Path) -> None:
     with pytest.raises(Refuted):
         prove_until(
-            Design(bench_splitter(changed(BurstSplitter, {old: new}), get_config("nano"), LIMIT), tmp_path), cycles=10
+            Design(bench_splitter(changed(BurstSplitter, {old: new}), get_config("nano"), most=LIMIT), tmp_path),
+            cycles=10,
         )
 
 
