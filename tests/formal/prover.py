@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from amaranth.back import rtlil
@@ -258,8 +258,8 @@ class Design:
 class Run:
     """The cycles of a design as formulas, from an arbitrary state on."""
 
-    def __init__(self, design: Design) -> None:
-        self.design = design
+    def __init__(self, design: Design, cut: Iterable[str] = ()) -> None:
+        self.design, self._cut = design, frozenset(cut)
         self.manager = TermManager()
         options = Options()
         options.set(Option.PRODUCE_MODELS, True)
@@ -287,7 +287,7 @@ class Run:
                         else self.manager.mk_array_sort(self.sorts[values[1]], self.sorts[values[2]])
                     )
             elif op == "state":
-                if self.cycles and node in following:
+                if self.cycles and node in following and arguments[-1] not in self._cut:
                     now[node] = self._value(self.cycles[-1], following[node])
                 else:
                     now[node] = self.manager.mk_const(self.sorts[values[0]])
@@ -374,17 +374,24 @@ class Run:
         return "\n".join(rows)
 
 
-def prove_flow(design: Design, formula: Callable[[TermManager, dict[str, Term]], Term], *, latency: int) -> None:
+def prove_flow(
+    design: Design,
+    formula: Callable[[TermManager, dict[str, Term]], Term],
+    *,
+    latency: int,
+    cut: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """What goes in and what comes out ``latency`` cycles later are related by a formula, whatever the state was.
 
-    The formula is about what the bench calls free, and shows. Complete for a pipeline without feedback. Raises
-    :class:`Refuted`.
+    The formula is about what the bench calls free, and shows, and the registers in ``cut`` so many cycles later, which
+    may hold anything. Complete for a pipeline without feedback. Raises :class:`Refuted`.
     """
-    run = Run(design)
+    run = Run(design, cut)
     for _ in range(latency + 1):
         run.cycle(reset=False)
     terms = {name.removeprefix("free_"): term for name, term in run.named[0].items() if name.startswith("free_")}
     terms |= {name.removeprefix("show_"): term for name, term in run.named[-1].items() if name.startswith("show_")}
+    terms |= {name: run.named[cycle][name] for name, cycle in cut.items()}
     if run.possible(run.manager.mk_term(Kind.NOT, [formula(run.manager, terms)])):
         raise Refuted(f"the formula does not hold for the first and the last of these cycles:\n{run.trace()}")
 
@@ -404,7 +411,8 @@ def prove_always(design: Design, *, depth: int = 1) -> None:
         if cycle < depth:
             run.require(checks.values())
     assert checks
-    assert run.possible(), "no run of the inductive step keeps the assumptions"
+    if not run.possible():
+        raise Unreachable("no inductive step keeps the assumptions")
     run.prove(checks.items())
 
 
@@ -416,7 +424,8 @@ def prove_until(design: Design, *, cycles: int) -> None:
     for _ in range(cycles):
         run.cycle(reset=False)
         run.require(assumptions.values())
-        assert run.possible(), "no run keeps the assumptions"
+        if not run.possible():
+            raise Unreachable("no run keeps the assumptions")
         run.prove(checks.items())
 
 

@@ -20,7 +20,7 @@ CONFIG = get_config("nano")
 WRITERS = 2
 FEWER = {"PORT_OUTSTANDING = 16": "PORT_OUTSTANDING = 2"}
 
-OUTSTANDING = 4
+OUTSTANDING = [2, pytest.param(4, marks=pytest.mark.slow)]
 """Bursts of a store unit that may wait for their response here, instead of 8."""
 
 
@@ -166,12 +166,12 @@ class AnySplitter(wiring.Component):
         return m
 
 
-def bench_store(changes: dict[str, str]) -> Bench:
+def bench_store(changes: dict[str, str], outstanding: int) -> Bench:
     """A store unit behind a splitter of which only that is known which is proved of it."""
     bench = Bench()
     m = bench.m
     stand_in = "BurstSplitter(self._config, limit=BURST_BEATS, room=STORE_BEATS)"
-    small = {stand_in: "self.any_splitter", "MAX_OUTSTANDING = 8": f"MAX_OUTSTANDING = {OUTSTANDING}"}
+    small = {stand_in: "self.any_splitter", "MAX_OUTSTANDING = 8": f"MAX_OUTSTANDING = {outstanding}"}
     store = changed(StoreUnit, small | changes)(CONFIG)
     store.any_splitter = splitter = AnySplitter()
     m.submodules.dut = dut = Inside(store)
@@ -209,8 +209,8 @@ def bench_store(changes: dict[str, str]) -> Bench:
     # Beats in the buffer: those announced, and the splitter's room.
     width = STORE_BEATS.bit_length() + 1
     entry = data.StructLayout({"last": 1, "index": INDEX_BITS, "mask": MASK_BITS})
-    lengths = QueueInside(bench, dut, "lengths.fifo", OUTSTANDING, BURST_BEATS.bit_length())
-    responses = QueueInside(bench, dut, "responses.fifo", OUTSTANDING, entry)
+    lengths = QueueInside(bench, dut, "lengths.fifo", outstanding, BURST_BEATS.bit_length())
+    responses = QueueInside(bench, dut, "responses.fifo", outstanding, entry)
     move = store.popped
     announced = bench.count(width, "announced", Mux(takes, burst.beats, 0))
     moved = bench.count(width, "moved", move)
@@ -221,7 +221,7 @@ def bench_store(changes: dict[str, str]) -> Bench:
     bench.check("enough_room", room <= STORE_BEATS)
     bench.check("sizes", lengths.all(lambda item: (item != 0) & (item <= BURST_BEATS)))
     bench.check("sent", sent < Mux(lengths.level == 0, 1, lengths.items[0]))
-    for place in range(OUTSTANDING):
+    for place in range(outstanding):
         rest = (announced - starts[place])[:width]
         bench.check(
             f"rest_{place}", (place >= lengths.level) | (rest != 0) & (rest <= (lengths.level - place) * BURST_BEATS)
@@ -285,8 +285,9 @@ def bench_store(changes: dict[str, str]) -> Bench:
     return bench
 
 
-def test_store(tmp_path: Path) -> None:
-    design = Design(bench_store({}), tmp_path)
+@pytest.mark.parametrize("outstanding", OUTSTANDING)
+def test_store(outstanding: int, tmp_path: Path) -> None:
+    design = Design(bench_store({}, outstanding), tmp_path)
     prove_always(design)
     show_reachable(design, cycles=14)
 
@@ -305,4 +306,4 @@ def test_store(tmp_path: Path) -> None:
 )
 def test_store_mutants(old: str, new: str, tmp_path: Path) -> None:
     with pytest.raises(Refuted):
-        prove_until(Design(bench_store({old: new}), tmp_path), cycles=12)
+        prove_until(Design(bench_store({old: new}, 2), tmp_path), cycles=12)
