@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import data, wiring
+from amaranth.lib import data
 from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import get_config
@@ -148,11 +148,11 @@ def test_port_mutants(old: str, new: str, tmp_path: Path) -> None:
         prove_until(Design(bench_port(changed(WritePort, {**FEWER, old: new}), 2), tmp_path), cycles=10)
 
 
-class AnySplitter(wiring.Component):
+class AnySplitter(BurstSplitter):
     """Takes the place of a burst splitter: offers what the harness says."""
 
     def __init__(self) -> None:
-        super().__init__(BurstSplitter(CONFIG, limit=BURST_BEATS, room=STORE_BEATS).signature)
+        super().__init__(CONFIG, limit=BURST_BEATS, room=STORE_BEATS)
         self.valid, self.burst, self.now_busy = Signal(), Signal(burst_layout(CONFIG)), Signal()
 
     def elaborate(self, platform: object) -> Module:
