@@ -1,0 +1,6 @@
+"""Puts the prover on the path of the proofs beside it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
