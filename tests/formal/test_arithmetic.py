@@ -14,12 +14,16 @@ from bitwuzla import Kind, RoundingMode, Term, TermManager
 from prover import Bench, Design, Refuted, changed, prove_flow
 
 from lepton_rtl.float32 import NAN, FloatAdd, FloatMultiply, IntToFloat
+from lepton_rtl.product import CUT
 from lepton_rtl.quantizer import Rounder
 
 EXPONENT, SIGNIFICAND = 8, 24
 
-PRODUCTS = {"unit.low_0": 2, "unit.high_0": 2}
-"""The registers behind the multipliers of a product, and when they hold what came in."""
+PRODUCTS = {"low": 0, "first": CUT, "second": CUT, "high": 2 * CUT}
+"""The products of parts that make up a product, and their places in it."""
+
+PRODUCT_REGISTERS = {f"unit.product_{name}_0": 2 for name in PRODUCTS}
+"""The registers that hold them, and when they hold what came in."""
 
 Formula = Callable[["Terms"], Term]
 
@@ -102,18 +106,20 @@ def rounded(t: Terms) -> Term:
 
 
 def multiplied(t: Terms) -> Term:
-    """IEEE 754 for whatever the two hardware multipliers give that a product can be.
+    """IEEE 754 for whatever the four hardware multipliers give that a product can be.
 
-    What they give, ``a * b[:17]`` and ``a * b[17:]``, makes ``a * b`` by the law of distribution, which solvers are bad
-    at. All the rest is here: of normal factors the product of the significands lies in [2**46, 2**48).
+    What they give makes ``a * b`` by the law of distribution, which solvers are bad at. All the rest is here: of normal
+    factors the product of the significands lies in [2**46, 2**48).
     """
     a, b = (t.flushed(t.float(t[name])) for name in "ab")
 
     def either(kind: Kind) -> Term:
         return t.make(Kind.OR, t.make(kind, a), t.make(kind, b))
 
-    low, high = (t.make(Kind.BV_ZERO_EXTEND, t[name], indices=(49 - t[name].sort().bv_size(),)) for name in PRODUCTS)
-    product = t.make(Kind.BV_ADD, low, t.make(Kind.BV_SHL, high, t.bits(17, 49)))
+    product = t.bits(0, 49)
+    for register, place in zip(PRODUCT_REGISTERS, PRODUCTS.values(), strict=True):
+        part = t.make(Kind.BV_ZERO_EXTEND, t[register], indices=(49 - t[register].sort().bv_size(),))
+        product = t.make(Kind.BV_ADD, product, t.make(Kind.BV_SHL, part, t.bits(place, 49)))
     in_range = t.make(
         Kind.AND,
         t.make(Kind.BV_UGE, product, t.bits(1 << 46, 49)),
@@ -158,7 +164,7 @@ def bench_unit(unit: wiring.Component) -> Bench:
 
 def prove(unit: wiring.Component, formula: Formula, folder: Path) -> None:
     """All operands, in any state of the pipeline."""
-    cut = PRODUCTS if formula is multiplied else {}
+    cut = PRODUCT_REGISTERS if formula is multiplied else {}
     prove_flow(Design(bench_unit(unit), folder), lambda *terms: formula(Terms(*terms)), latency=unit.latency, cut=cut)
 
 
