@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from .synthesis import BLOCK_RAM_BITS, MemoryUse, PathStep, Resources, Timing
+from .synthesis import BLOCK_RAM_BITS, LUT_WORDS, MemoryUse, PathStep, Resources, Timing
 
 COMMAND = "lepton rtl report"
 
@@ -34,7 +34,8 @@ def render(resources: Sequence[Resources], timing: Timing | None, tools: Mapping
         "`sim` is `pynq_z2` with one multiplier for each product: it is there to be simulated, and the small device's",
         "DSP blocks are the reason why `pynq_z2` packs two products into one.",
         "",
-        "| Configuration | Array multipliers in DSP blocks | Memories from 8 Kbit in block RAM | Build |",
+        f"| Configuration | Array multipliers in DSP blocks | Memories from 8 Kbit and over {LUT_WORDS} words in block RAM "
+        "| Build |",
         "|---|---|---|---|",
     ]
     assert BLOCK_RAM_BITS == 8 * 1024

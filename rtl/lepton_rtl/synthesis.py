@@ -30,6 +30,9 @@ from .generate import TOP, Manifest, component_rtlil, generate
 BLOCK_RAM_BITS = 8192
 """A memory of at least this many bits belongs into block RAM: half of the smallest block of any family."""
 
+LUT_WORDS = 64
+"""A memory of at most so many words belongs into LUTs, which hold that many bits each, however wide it is."""
+
 PLACED_CONFIG = "nano"
 """The configuration that is placed and routed, for the largest device that open tools do this for."""
 
@@ -180,8 +183,8 @@ class MemoryUse:
 
     @property
     def placed_well(self) -> bool:
-        """Whether a big memory lies in block RAM."""
-        return self.storage == "block RAM" or self.words * self.bits < BLOCK_RAM_BITS
+        """Whether a big and deep memory lies in block RAM."""
+        return self.storage == "block RAM" or self.words <= LUT_WORDS or self.words * self.bits < BLOCK_RAM_BITS
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class DecoderForward:
 
 def _keep_all(cache: Cache) -> None:
     """Have the layer of a new cache that holds the ids keep all of them, also if its model sees the last ones only."""
-    if cache.layers and cache.layers[0].is_sliding:
+    if cache.layers and getattr(cache.layers[0], "is_sliding", False):
         if not isinstance(cache.layers[0], DynamicSlidingWindowLayer) or cache.get_seq_length():
             raise InputError(
                 "cache: must keep all tokens of a model with sliding windows, but does not; use a DynamicCache, or none"
