@@ -34,8 +34,8 @@ def render(resources: Sequence[Resources], timing: Timing | None, tools: Mapping
         "`sim` is `pynq_z2` with one multiplier for each product: it is there to be simulated, and the small device's",
         "DSP blocks are the reason why `pynq_z2` packs two products into one.",
         "",
-        f"| Configuration | Array multipliers in DSP blocks | Memories from 8 Kbit and over {LUT_WORDS} words in block RAM "
-        "| Build |",
+        "| Configuration | Array multipliers in DSP blocks "
+        f"| Memories from 8 Kbit and over {LUT_WORDS} words in block RAM | Build |",
         "|---|---|---|---|",
     ]
     assert BLOCK_RAM_BITS == 8 * 1024
