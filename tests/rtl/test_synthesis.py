@@ -97,8 +97,8 @@ def test_two_clocks_are_an_error(tmp_path: Path) -> None:
     ("family", "component", "dsps", "block_rams", "luts"),
     [
         pytest.param(XC7, ProductChain(4), 4, 0, 0, id="chain-xc7"),
-        pytest.param(XC7, FloatMultiply(), 2, 0, None, id="product-xc7"),
-        pytest.param(XC7, FunctionUnit(), 4, 1, None, id="functions-xc7"),
+        pytest.param(XC7, FloatMultiply(), 4, 0, None, id="product-xc7"),
+        pytest.param(XC7, FunctionUnit(), 7, 1, None, id="functions-xc7"),
         pytest.param(ECP5, ProductChain(4), 4, 0, None, id="chain-ecp5"),
         pytest.param(ECP5, FunctionUnit(), 7, 2, None, id="functions-ecp5"),
     ],
