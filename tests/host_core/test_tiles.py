@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+from lepton.devices import tiles
+
 PRODUCTS = textwrap.dedent(
     """
     import numpy as np
@@ -20,6 +22,11 @@ PRODUCTS = textwrap.dedent(
             np.testing.assert_array_equal(sums, x[:rows].astype(np.int32) @ weights)
     """
 )
+
+
+def test_compiled_functions_have_names_of_their_own():
+    names = {product.py_func.__qualname__ for product in tiles.PRODUCTS.values()}
+    assert len(names) == len(tiles.PRODUCTS), "numba takes functions with one name from two processes for each other"
 
 
 def test_products_from_a_cache_filled_by_two_processes(tmp_path):

@@ -71,9 +71,6 @@ def _product(size: int):
     few: Any = _block(_FEW_ROWS, size)
     many: Any = _block(ROWS, size)
 
-    # Compiled into block_products, and cached there: numba's cache of closures takes one for another when two processes
-    # fill it at once.
-    @njit(nogil=True)
     def product(x, first, pitch, rows, weights, tile, length, sums):
         if rows == ROWS:
             many(x, first, pitch, weights, tile, length, sums)
@@ -84,10 +81,16 @@ def _product(size: int):
         for m in range(whole, rows):
             one(x, first + m * pitch, pitch, weights, tile, length, sums[m * size :])
 
-    return product
+    # Compiled into block_products and cached there. Compiled functions find each other by their names, which numba
+    # numbers in each process anew: of two with one name, cached by two processes, one is taken for the other.
+    product.__qualname__ = f"product_{size}"
+    return njit(nogil=True)(product)
 
 
-_product_8, _product_16, _product_32, _product_64 = (_product(size) for size in (8, 16, 32, 64))
+PRODUCTS = {size: _product(size) for size in (8, 16, 32, 64)}
+"""The compiled products, by the size of the block."""
+
+_product_8, _product_16, _product_32, _product_64 = PRODUCTS.values()
 
 
 @njit("void(i8, i2[::1], i8, i8, i8, i1[::1], i8, i8, i4[::1])", nogil=True, cache=True)
