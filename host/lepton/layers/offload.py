@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lepton_hw.config import PAGE_BYTES, HardwareConfig
+from lepton_hw.config import MAX_REDUCTION, PAGE_BYTES, HardwareConfig
 
 from ..errors import InputError, LeptonError
 from ..executors import DeviceExecutor, Executor
@@ -25,7 +25,7 @@ from .recognize import Recognized, RecognizedEncoder, recognize, recognize_encod
 from .reference import ReferenceEncoder, ReferenceEngine
 from .spec import DecoderSpec
 
-MAX_CONTEXT = 16_384
+MAX_CONTEXT = MAX_REDUCTION
 """Longest reduction of the array: a value row has a product with every token."""
 
 DEFAULT_CONTEXT = 8_192
