@@ -1,8 +1,9 @@
 """Small random models, and the two executors that need no simulation."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+import lepton.ai as lai
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -109,3 +112,17 @@ def folder(tmp_path: Path, make_model: Callable[[str], PreTrainedModel], tokeniz
     make_model("llama").save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def load(request: pytest.FixtureRequest) -> Iterator[Callable[..., lai.LeptonModel]]:
+    """A function that loads what the test module's ``build`` makes of a kind."""
+    loaded = []
+
+    def load(kind: str, device: str, **options: Any) -> lai.LeptonModel:
+        loaded.append(lai.load_model(request.module.build(kind), device, **options))
+        return loaded[-1]
+
+    yield load
+    for model in loaded:
+        model.close()

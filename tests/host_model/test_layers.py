@@ -1,6 +1,6 @@
 """Whole decoder layers: identical to the reference, each sequence as if it were alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -90,19 +90,6 @@ def build(kind: str) -> PreTrainedModel:
 
 def ids(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 200, shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def load() -> Iterator[Callable[..., lai.LeptonModel]]:
-    loaded = []
-
-    def load(kind: str, device: str, **options: Any) -> lai.LeptonModel:
-        loaded.append(lai.load_model(build(kind), device, **options))
-        return loaded[-1]
-
-    yield load
-    for model in loaded:
-        model.close()
 
 
 @pytest.mark.parametrize("kind", MODELS)
