@@ -53,6 +53,9 @@ class HardwareConfig:
     vector_words: int
     """Depth of the vector memory in words of ``lanes`` float32, each as wide as a beat; a power of two."""
 
+    vector_width: int
+    """Words of the vector memory that the vector unit takes at a time: 1, 2 or 4. Nothing but speed depends on it."""
+
     packed_multipliers: bool
     """Two products per hardware multiplier (25 x 18 bit), for devices with few DSP blocks."""
 
@@ -84,6 +87,11 @@ class HardwareConfig:
             power_of_two(self.weight_fifo_beats, 2 * self.burst_beats, 4096),
         )
         check("vector_words", "a power of two from 1024 to 65536", power_of_two(self.vector_words, 1024, 65536))
+        check(
+            "vector_width",
+            f"1, 2 or 4, of no more than {BLOCK} lanes together",
+            self.vector_width in (1, 2, 4) and self.vector_lanes <= BLOCK,
+        )
         check("address_bits", "from 32 to 64", 32 <= self.address_bits <= 64)
 
     @property
@@ -93,8 +101,13 @@ class HardwareConfig:
 
     @property
     def lanes(self) -> int:
-        """float32 lanes of the output stage and the vector unit: one beat a cycle."""
+        """float32 of a beat and of a word of the vector memory; lanes of the output stage: one beat a cycle."""
         return self.array_size // 4
+
+    @property
+    def vector_lanes(self) -> int:
+        """float32 lanes of the vector unit."""
+        return self.lanes * self.vector_width
 
     @property
     def burst_beats(self) -> int:
@@ -133,7 +146,7 @@ class HardwareConfig:
 
     @classmethod
     def from_word(cls, word: int, name: str = "device") -> "HardwareConfig":
-        """Decode a configuration word.
+        """Decode a configuration word, with the narrowest vector unit, as nothing but speed depends on its width.
 
         Raises :class:`ConfigError` if its contract version is another one or a field is out of range.
         """
@@ -151,6 +164,7 @@ class HardwareConfig:
             weight_fifo_beats=1 << fields["weight_fifo_beats"],
             address_bits=fields["address_bits"] + 1,
             vector_words=1 << fields["vector_words"],
+            vector_width=1,
             packed_multipliers=bool(fields["packed_multipliers"]),
         )
 
@@ -179,6 +193,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             weight_fifo_beats=256,
             address_bits=32,
             vector_words=8192,
+            vector_width=1,
             packed_multipliers=False,
         ),
         HardwareConfig(
@@ -188,7 +203,20 @@ CONFIGS: dict[str, HardwareConfig] = {
             activation_words=8192,
             weight_fifo_beats=2048,
             address_bits=32,
-            vector_words=16384,
+            vector_words=32768,
+            vector_width=1,
+            packed_multipliers=False,
+        ),
+        # For batches, whose vector work is most of what is left to wait for: a lane for each row of the array.
+        HardwareConfig(
+            name="sim_wide",
+            array_size=16,
+            accumulator_rows=512,
+            activation_words=8192,
+            weight_fifo_beats=2048,
+            address_bits=32,
+            vector_words=32768,
+            vector_width=4,
             packed_multipliers=False,
         ),
         HardwareConfig(
@@ -199,6 +227,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             weight_fifo_beats=2048,
             address_bits=32,
             vector_words=16384,
+            vector_width=1,
             packed_multipliers=True,
         ),
         HardwareConfig(
@@ -209,6 +238,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             weight_fifo_beats=2048,
             address_bits=40,
             vector_words=16384,
+            vector_width=2,
             packed_multipliers=False,
         ),
         HardwareConfig(
@@ -219,6 +249,7 @@ CONFIGS: dict[str, HardwareConfig] = {
             weight_fifo_beats=2048,
             address_bits=40,
             vector_words=16384,
+            vector_width=2,
             packed_multipliers=False,
         ),
     )

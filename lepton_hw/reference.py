@@ -174,7 +174,7 @@ def _command(opcode: Opcode) -> str:
 def _configurations() -> str:
     docs = _member_docs(HardwareConfig)
     names = [field.name for field in fields(HardwareConfig) if field.name != "name"]
-    derived = ("beat_bytes", "lanes", "burst_beats", "max_words", "scale_rows")
+    derived = ("beat_bytes", "lanes", "vector_lanes", "burst_beats", "max_words", "scale_rows")
     rows = [(f"`{name}`", *(getattr(c, name) for c in CONFIGS.values()), docs[name]) for name in names]
     rows += [
         (f"`{name}`", *(getattr(c, name) for c in CONFIGS.values()), _line(getattr(HardwareConfig, name).__doc__))

@@ -230,10 +230,12 @@ class Engine(wiring.Component):
         connect(m, vector.beats, vector_store.beats)
         m.d.comb += [
             vector_memory.read_address.eq(vector.read_address),
+            vector_memory.read_all.eq(vector.read_all),
             vector.read_data.eq(vector_memory.read_data),
             vector_memory.write.eq(vector.write),
             vector_memory.write_address.eq(vector.write_address),
             vector_memory.write_data.eq(vector.write_data),
+            vector_memory.write_words.eq(vector.write_words),
             vector.pause.eq(vector_memory.pause),
             vector.stored.eq(vector_store.popped),
         ]

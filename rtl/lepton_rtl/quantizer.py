@@ -94,17 +94,18 @@ class Quantizer(wiring.Component):
     of the scale. What goes into them is shown to this unit, which finds the shifts of the blocks, and so is what comes
     out of them :attr:`VectorLane.latency` cycles later. A product waits until the shift of its block is known.
 
-    Throughput: a word a cycle. Without ``shifted`` the latency is fixed, :attr:`latency` cycles.
+    Throughput: as many elements a cycle as the vector unit has lanes. Without ``shifted`` the latency is fixed,
+    :attr:`latency` cycles.
 
     Members
     -------
     shifted : In(1); blocks have a shift, else it is zero; constant while anything is inside
-    x : In(L x 32); a word, all of whose magnitudes are at most the row's largest
+    x : In(V x 32); elements of a row, all of whose magnitudes are at most the row's largest
     x_valid : In(1)
     x_largest : In(1); the first element of ``x`` is the largest magnitude of the row that follows
     row_end, outer_end : In(1); with the last word of a row, and the last one of the last row of an outer row
-    product : In(L x 32); what the lanes have made of a word
-    y : Out(L x signed(8)), shift : Out(2), y_valid : Out(1); the mantissas of a word, and their block's shift
+    product : In(V x 32); what the lanes have made of them
+    y : Out(V x signed(8)), shift : Out(2), y_valid : Out(1); their mantissas, and their block's shift
     y_row_end, y_outer_end : Out(1); with ``y_valid``
     scale : Out(32), scale_valid : Out(1); before the row's first word; zero for rows that are all zeros
     """
@@ -112,17 +113,17 @@ class Quantizer(wiring.Component):
     latency = VectorLane.latency + 1 + Rounder.latency
 
     def __init__(self, config: HardwareConfig) -> None:
-        self._lanes = config.lanes
+        self._lanes = config.vector_lanes
         super().__init__(
             {
                 "shifted": In(1),
-                "x": In(data.ArrayLayout(32, config.lanes)),
+                "x": In(data.ArrayLayout(32, self._lanes)),
                 "x_valid": In(1),
                 "x_largest": In(1),
                 "row_end": In(1),
                 "outer_end": In(1),
-                "product": In(data.ArrayLayout(32, config.lanes)),
-                "y": Out(data.ArrayLayout(signed(8), config.lanes)),
+                "product": In(data.ArrayLayout(32, self._lanes)),
+                "y": Out(data.ArrayLayout(signed(8), self._lanes)),
                 "shift": Out(2),
                 "y_valid": Out(1),
                 "y_row_end": Out(1),

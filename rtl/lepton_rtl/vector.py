@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from numpy.typing import NDArray
@@ -170,18 +170,20 @@ _KINDS = data.StructLayout({"vector": 1, "quantize": 1, "key": 1, "value": 1, "s
 class VectorUnit(wiring.Component):
     """Executes VECTOR, QUANTIZE, APPEND and STORE, one after the other: the next one starts when the last has left.
 
-    Operands are read one a cycle. A word goes through the L lanes when the last of its operands is there; nothing
-    behind that waits. y is written at once, reductions in cycles without one. Rows on their way to their reduction,
-    words for the activation buffer and beats for the store unit are counted, so that there is always room for them.
+    Operands are read one a cycle. A step of ``vector_width`` words, or fewer at the end of a row, goes through the
+    lanes when the last of its operands is there; nothing behind that waits. Keys and stored rows go a word at a time,
+    since a beat of memory is what their words become. y is written at once, reductions in cycles without one. Rows on
+    their way to their reduction, words for the activation buffer and beats for the store unit are counted, so that
+    there is always room for them.
 
-    Throughput: a cycle for each operand of a word that is read, at least one for each word; one more for each row.
+    Throughput: a cycle for each operand of a step that is read, at least one for each step; one more for each row.
 
     Members
     -------
     jobs : In(stream of vector_layout)
     wait : Out(WAIT_LAYOUT), grant : In(1); the semaphores taken before a job
-    read_address : Out, read_data : In(8 * R); to the vector memory
-    write, write_address, write_data : Out; to the vector memory
+    read_address, read_all : Out, read_data : In(W x 8 * R); to the vector memory
+    write, write_address, write_data, write_words : Out; to the vector memory
     pause : In(1); leave cycles without a write
     activations : Out(stream of activation_write_layout); to the activation buffer: its word always, scale and row with
         ``last`` only
@@ -196,17 +198,19 @@ class VectorUnit(wiring.Component):
     def __init__(self, config: HardwareConfig) -> None:
         self._config = config
         words = range(config.vector_words)
-        width = 8 * config.beat_bytes
+        access = data.ArrayLayout(8 * config.beat_bytes, config.vector_width)
         super().__init__(
             {
                 "jobs": In(stream.Signature(vector_layout(config))),
                 "wait": Out(WAIT_LAYOUT),
                 "grant": In(1),
                 "read_address": Out(words),
-                "read_data": In(width),
+                "read_all": Out(1),
+                "read_data": In(access),
                 "write": Out(1),
                 "write_address": Out(words),
-                "write_data": Out(width),
+                "write_data": Out(access),
+                "write_words": Out(config.vector_width),
                 "pause": In(1),
                 "activations": Out(stream.Signature(activation_write_layout(config))),
                 "transfers": Out(stream.Signature(store_layout(config))),
@@ -355,12 +359,21 @@ class VectorUnit(wiring.Component):
             steps[B].eq(kind.vector & b_read & _flag(vector("step"), Step.B)),
             steps[C].eq(kind.vector & c_read & _flag(vector("step"), Step.C)),
         ]
+        # Rows in steps of words, and the words of a row's last step.
+        width_bits = config.vector_width.bit_length() - 1
+        narrow = kind.key | kind.store
+        rest = job.words[:width_bits]
+        whole_steps = (job.words + (config.vector_width - 1))[width_bits:]
+        steps_of_row = delay(m, Mux(narrow, job.words, whole_steps)[:COUNT_BITS], 1, "steps_of_row")
+        tail = Cat((rest == 0) | (word < rest) for word in range(config.vector_width))
+        tail = delay(m, tail, 1, "tail")
+        tail_count = delay(m, Mux(narrow, 1, Mux(rest == 0, config.vector_width, rest)), 1, "tail_count")
         may_start, may_issue = Signal(), Signal()
         m.d.comb += [
             sequencer.load.eq(load),
             sequencer.outer.eq(vector("outer")),
             sequencer.inner.eq(vector("inner")),
-            sequencer.words.eq(job.words),
+            sequencer.steps.eq(steps_of_row),
             sequencer.first_slots.eq(reads),
             sequencer.next_slots.eq(steps),
             sequencer.start.eq(may_start),
@@ -376,7 +389,10 @@ class VectorUnit(wiring.Component):
             operands.word.eq(sequencer.word),
             operands.row_end.eq(sequencer.row_end),
             operands.last_inner.eq(sequencer.last_inner),
+            operands.narrow.eq(narrow),
+            operands.count.eq(Mux(sequencer.last_step | narrow, tail_count, config.vector_width)),
             self.read_address.eq(operands.read_address),
+            self.read_all.eq(operands.read_all),
             operands.read_data.eq(self.read_data),
         ]
         for slot, name, other in ((A, "a", None), (B, "b", "largest"), (C, "c", "inverse")):
@@ -389,7 +405,7 @@ class VectorUnit(wiring.Component):
 
         # What may go on. Everything is counted when it is issued; what follows is never held.
         is_largest = quantizes & sequencer.issue & sequencer.slot[B]
-        number = Signal(range(PARAMETER_BEATS))
+        number = Signal(range(config.array_size // config.vector_lanes))
         group = sequencer.word & (number == 0)
         with m.If(sequencer.word):
             m.d.sync += number.eq(Mux(sequencer.row_end, 0, number + 1))
@@ -435,12 +451,13 @@ class VectorUnit(wiring.Component):
         ]
         entered = delay(m, issued, OperandFetch.latency, "entered", reset_less=False)
         left_early = delay(m, entered, VectorLane.latency - WriteBack.early, "left_early", reset_less=False)
-        for index in range(config.lanes):
+        a, b, c = (Value.cast(words) for words in (operands.a, operands.b, operands.c))
+        for index in range(config.vector_lanes):
             m.submodules[f"lane_{index}"] = lane = VectorLane()
             m.d.comb += [
-                lane.a.eq(operands.a.word_select(index, 32)),
-                lane.b.eq(operands.b.word_select(index, 32)),
-                lane.c.eq(operands.c.word_select(index, 32)),
+                lane.a.eq(a.word_select(index, 32)),
+                lane.b.eq(b.word_select(index, 32)),
+                lane.c.eq(c.word_select(index, 32)),
                 lane.combine.eq(constants["combine"]),
                 lane.function.eq(constants["function"]),
                 write_back.y[index].eq(lane.y),
@@ -459,6 +476,7 @@ class VectorUnit(wiring.Component):
             write_back.causal.eq(_flag(flags, VectorFlag.CAUSAL)),
             write_back.window.eq(vector("window")),
             write_back.limit.eq(constants["limit"]),
+            write_back.tail.eq(tail),
             write_back.row.eq(sequencer.begin),
             write_back.word.eq(left_early.word & kind.vector),
             write_back.row_end.eq(left_early.row_end & kind.vector),
@@ -467,6 +485,7 @@ class VectorUnit(wiring.Component):
             self.write.eq(write_back.write),
             self.write_address.eq(write_back.write_address),
             self.write_data.eq(write_back.write_data),
+            self.write_words.eq(write_back.write_words),
             quantizer.shifted.eq(kind.quantize),
             quantizer.x.eq(operands.a),
             quantizer.x_valid.eq(entered.word & quantizes),
@@ -508,14 +527,14 @@ class VectorUnit(wiring.Component):
             beats.position.eq(position),
             beats.key.eq(kind.key),
             beats.value.eq(kind.value),
-            beats.y.eq(quantizer.y),
+            Value.cast(beats.y).eq(Value.cast(quantizer.y)),
             beats.y_valid.eq(quantizer.y_valid),
             beats.outer_end.eq(quantizer.y_outer_end),
             beats.scale.eq(quantizer.scale),
             beats.scale_valid.eq(quantizer.scale_valid),
             beats.dimensions.eq(activations.gathered.mantissa),
             beats.dimensions_valid.eq(activations.gathered_valid & kind.value),
-            beats.stored.eq(operands.a),
+            beats.stored.eq(operands.a[0]),
             beats.stored_valid.eq(entered.word & kind.store),
             self.beats.payload.eq(beats.beat),
             self.beats.valid.eq(beats.beat_valid),

@@ -5,7 +5,6 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lepton_hw.config import BLOCK, HardwareConfig
-from lepton_hw.layout import PARAMETER_BEATS
 
 from .array import word_layout
 from .delay import delay
@@ -15,6 +14,9 @@ from .vector_walk import AddressWalker
 
 ACTIVATION_QUEUE = 32
 """Words that may be on their way to the activation buffer."""
+
+_UNSEEN = 4
+"""Words that may begin before it shows that there is no room for them."""
 
 _EIGHTH = 3
 """What 1/8 takes from an exponent."""
@@ -34,19 +36,19 @@ def activation_write_layout(config: HardwareConfig) -> data.StructLayout:
 
 
 class ActivationWriter(wiring.Component):
-    """Gathers four words of mantissas to one of the activation buffer, and queues these with their addresses.
+    """Gathers R mantissas to a word of the activation buffer, and queues these with their addresses.
 
     Members
     -------
     load : In(1); begin a job
     writes : In(1); QUANTIZE: queue the words; this and the following constant
     activation, pitch, row : In(16); first word, words from one row to the next, first entry of the row scale table
-    take : In(1); four words begin, only with ``room``
-    y : In(L x 8), shift : In(2), y_valid, row_end : In(1); mantissas, and whether they are the last ones of their row
+    take : In(1); a word begins, only with ``room`` or soon after
+    y : In(V x 8), shift : In(2), y_valid, row_end : In(1); mantissas, and whether they are the last ones of their row
     scale : In(32), scale_valid : In(1); before the row
     gathered : Out(word_layout), gathered_valid : Out(1); one cycle after the last of its mantissas
     activations : Out(stream of activation_write_layout)
-    room : Out(1); two more words may begin
+    room : Out(1); words may begin
     settled : Out(1); all words have been taken
     outside : Out(1); a word or a scale was outside its memory
     """
@@ -58,7 +60,7 @@ class ActivationWriter(wiring.Component):
             {
                 **{name: In(1) for name in names},
                 **{name: In(COUNT_BITS) for name in ("activation", "pitch", "row")},
-                "y": In(data.ArrayLayout(8, config.lanes)),
+                "y": In(data.ArrayLayout(8, config.vector_lanes)),
                 "shift": In(2),
                 "scale": In(32),
                 "gathered": Out(word_layout(config)),
@@ -73,15 +75,17 @@ class ActivationWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
-        width = 8 * config.lanes
+        lanes = config.vector_lanes
+        parts = config.array_size // lanes
+        width = 8 * lanes
         mantissa = self.gathered.mantissa.as_value()
-        number = Signal(range(PARAMETER_BEATS))
+        number = Signal(range(parts))
         with m.If(self.y_valid):
             m.d.sync += [number.eq(number + 1), mantissa.eq(Cat(mantissa[width:], self.y))]
-            for word in range(PARAMETER_BEATS):
-                with m.If(number == word):
-                    m.d.sync += self.gathered.shift[word * config.lanes // BLOCK].eq(self.shift)
-        full = self.y_valid & (number == PARAMETER_BEATS - 1)
+            for part in range(parts):
+                with m.If(number == part):
+                    m.d.sync += self.gathered.shift[part * lanes // BLOCK].eq(self.shift)
+        full = self.y_valid & (number == parts - 1)
         m.d.comb += self.gathered_valid.eq(delay(m, full, 1, "full", reset_less=False))
         row_end = delay(m, self.row_end, 1, "row_end")
 
@@ -124,7 +128,7 @@ class ActivationWriter(wiring.Component):
         popped = queue.o.valid & queue.o.ready
         m.d.sync += [
             left.eq(left + popped - (self.take & self.writes)),
-            self.room.eq(left > 1),
+            self.room.eq(left > _UNSEEN),
         ]
         m.d.comb += self.settled.eq(left == ACTIVATION_QUEUE)
         return m

@@ -11,10 +11,10 @@ from .jobs import COUNT_BITS
 
 
 class RowMask(wiring.Component):
-    """The elements of a word that lie in ``[limit - window, limit)`` of its row.
+    """The elements of the lanes that lie in ``[limit - window, limit)`` of their row.
 
-    Latency: :attr:`latency` cycles. Throughput: a word a cycle. The first word is at the earliest three cycles after
-    ``load``.
+    Latency: :attr:`latency` cycles. Throughput: ``vector_width`` words a cycle. The first ones are at the earliest
+    three cycles after ``load``.
 
     Members
     -------
@@ -22,17 +22,17 @@ class RowMask(wiring.Component):
     enable, causal : In(1), window : In(16); constant: without ``enable`` every element counts, with ``causal`` the
         limit grows by one from i to i + 1, without a window there is no lower one
     limit : In(16); of i = 0
-    word, row_end, outer_end : In(1); a word, whether it is the last one of its row, and that of its i
-    inside : Out(L)
+    word, row_end, outer_end : In(1); words, whether they are the last ones of their row, and that of its i
+    inside : Out(W * L)
     """
 
     latency = 2
     """Compare words; choose elements."""
 
     def __init__(self, config: HardwareConfig) -> None:
-        self._lanes = config.lanes
+        self._lanes = config.vector_lanes
         inputs = {name: In(1) for name in ("load", "enable", "causal", "word", "row_end", "outer_end")}
-        super().__init__({**inputs, "window": In(COUNT_BITS), "limit": In(COUNT_BITS), "inside": Out(config.lanes)})
+        super().__init__({**inputs, "window": In(COUNT_BITS), "limit": In(COUNT_BITS), "inside": Out(self._lanes)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -1,6 +1,6 @@
 """What VECTOR makes: rows of y, masked and written, and their reductions."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -8,6 +8,7 @@ from lepton_hw.commands import Reduce
 from lepton_hw.config import HardwareConfig
 
 from .delay import delay
+from .float32 import NEGATIVE_INFINITY, NEGATIVE_ZERO
 from .jobs import COUNT_BITS
 from .queue import Queue
 from .reducer import RowReducer
@@ -18,11 +19,9 @@ from .vector_walk import AddressWalker
 REDUCED_ROWS = 32
 """Rows that may be on their way to their reduction."""
 
-_NEGATIVE_INFINITY = 0xFF800000
-
 
 class WriteBack(wiring.Component):
-    """Masks, writes and reduces what comes out of the lanes.
+    """Masks, writes and reduces what comes out of the lanes, ``vector_width`` words at a time.
 
     y is written one cycle after it came. A reduction is written in a cycle without y, and if another writer waits, in
     every other one of these at most.
@@ -34,10 +33,11 @@ class WriteBack(wiring.Component):
     writes, reduces : In(1), reduce : In(2)
     masks, causal : In(1), window, limit : In(16); as for RowMask
     row : In(1); a row begins, only with ``room``
-    word, row_end, last_inner : In(1); a word, the last one of its row, and of its i; :attr:`early` cycles before y
-    y : In(L x 32)
+    word, row_end, last_inner : In(1); words, the last ones of their row, and of its i; :attr:`early` cycles before y
+    tail : In(W); the words that count of the last ones of a row; constant
+    y : In(W * L x 32)
     pause : In(1); another writer waits
-    write, write_address, write_data : Out; to the vector memory
+    write, write_address, write_data, write_words : Out; to the vector memory
     room : Out(1); a row may begin
     settled : Out(1); no reduction is left
     outside : Out(1); a write was outside the memory
@@ -56,10 +56,12 @@ class WriteBack(wiring.Component):
                 "reduce": In(2),
                 "window": In(COUNT_BITS),
                 "limit": In(COUNT_BITS),
-                "y": In(data.ArrayLayout(32, config.lanes)),
+                "tail": In(config.vector_width),
+                "y": In(data.ArrayLayout(32, config.vector_lanes)),
                 "write": Out(1),
                 "write_address": Out(range(config.vector_words)),
-                "write_data": Out(8 * config.beat_bytes),
+                "write_data": Out(data.ArrayLayout(8 * config.beat_bytes, config.vector_width)),
+                "write_words": Out(config.vector_width),
                 "room": Out(1),
                 "settled": Out(1),
                 "outside": Out(1),
@@ -69,6 +71,7 @@ class WriteBack(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
+        lanes = config.vector_lanes
         m.submodules.mask = mask = RowMask(config)
         m.d.comb += [
             mask.load.eq(self.load),
@@ -84,8 +87,11 @@ class WriteBack(wiring.Component):
             delay(m, flag, self.early, name, reset_less=False)
             for flag, name in ((self.word, "word"), (self.row_end, "row_end"))
         )
-        m.submodules.walk = walk = AddressWalker(config.vector_words)
+        # Of the last words of a row some may be beyond its end.
+        present = self.tail | ~row_end.replicate(config.vector_width)
+        m.submodules.walk = walk = AddressWalker(config.vector_words, config.vector_width)
         m.d.comb += [
+            walk.count.eq(sum(present)),
             walk.load.eq(self.load),
             walk.start.eq(self.target.start),
             walk.outer.eq(self.target.outer),
@@ -95,22 +101,26 @@ class WriteBack(wiring.Component):
             walk.last_inner.eq(delay(m, self.last_inner, self.early, "last_inner")),
         ]
 
-        masked = Signal(data.ArrayLayout(32, config.lanes), reset_less=True)
-        for lane in range(config.lanes):
+        masked = Signal(data.ArrayLayout(32, lanes), reset_less=True)
+        for lane in range(lanes):
             m.d.sync += masked[lane].eq(self.y[lane] & mask.inside[lane].replicate(32))
         y_write = delay(m, word & self.writes, 1, "y_write", reset_less=False)
         y_address = delay(m, walk.address, 1, "y_address")
+        y_words = delay(m, present, 1, "y_words")
         y_outside = word & self.writes & walk.outside
 
-        m.submodules.reducer = reducer = RowReducer(config.lanes)
-        neutral = delay(m, ~mask.inside, 1, "neutral") & (self.reduce == Reduce.MAXIMUM).replicate(config.lanes)
+        m.submodules.reducer = reducer = RowReducer(lanes)
+        lowest = Mux(self.reduce == Reduce.MAXIMUM, NEGATIVE_INFINITY, 0)
+        excluded = delay(m, ~mask.inside, 1, "excluded")
+        missing = Cat((~word).replicate(config.lanes) for word in y_words)
         m.d.comb += [
             reducer.reduce.eq(self.reduce),
             reducer.valid.eq(delay(m, word & self.reduces, 1, "reducer_valid", reset_less=False)),
             reducer.last.eq(delay(m, row_end, 1, "reducer_last")),
         ]
-        for lane in range(config.lanes):
-            m.d.comb += reducer.word[lane].eq(masked[lane] | Mux(neutral[lane], _NEGATIVE_INFINITY, 0))
+        for lane in range(lanes):
+            element = masked[lane] | Mux(excluded[lane], lowest, 0)
+            m.d.comb += reducer.word[lane].eq(Mux(missing[lane], lowest | NEGATIVE_ZERO, element))
 
         m.submodules.results = results = Queue(unsigned(32), depth=REDUCED_ROWS)
         m.d.comb += [results.i.payload.eq(reducer.result), results.i.valid.eq(reducer.result_valid)]
@@ -122,7 +132,8 @@ class WriteBack(wiring.Component):
             results.o.ready.eq(reduced_write),
             self.write.eq(y_write | reduced_write),
             self.write_address.eq(Mux(y_write, y_address, reduced_address)),
-            self.write_data.eq(Mux(y_write, masked, results.o.payload.replicate(config.lanes))),
+            Value.cast(self.write_data).eq(Mux(y_write, masked.as_value(), results.o.payload.replicate(lanes))),
+            self.write_words.eq(Mux(y_write, y_words, 1)),
         ]
         with m.If(~y_write):
             m.d.sync += reduced_last.eq(reduced_write)

@@ -16,7 +16,8 @@ SIM = CONFIGS["sim"]
     [
         # version, packed, log2 of vector words, address bits - 1, log2 of fifo, activation words, accumulator rows, R
         ("nano", 8, 2 << 28 | 0 << 27 | 13 << 22 | 31 << 16 | 8 << 12 | 11 << 7 | 6 << 3 | 3),
-        ("sim", 16, 2 << 28 | 0 << 27 | 14 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("sim", 16, 2 << 28 | 0 << 27 | 15 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("sim_wide", 16, 2 << 28 | 0 << 27 | 15 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
         ("pynq_z2", 16, 2 << 28 | 1 << 27 | 14 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
         ("zcu104", 32, 2 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 5),
         ("u250", 64, 2 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 6),
@@ -25,7 +26,7 @@ SIM = CONFIGS["sim"]
 def test_named_configuration_and_word(name: str, array_size: int, word: int) -> None:
     config = get_config(name)
     assert (config.name, config.array_size, config.word) == (name, array_size, word)
-    assert HardwareConfig.from_word(word, name) == config
+    assert HardwareConfig.from_word(word, name) == replace(config, vector_width=1)
 
 
 def test_word_fields_fill_32_bits_without_overlap() -> None:
@@ -40,6 +41,7 @@ def test_word_fields_fill_32_bits_without_overlap() -> None:
 def test_derived_sizes(config: HardwareConfig) -> None:
     assert config.beat_bytes == config.array_size
     assert config.lanes * 4 == config.beat_bytes
+    assert config.vector_lanes == config.lanes * config.vector_width
     assert config.max_words * config.array_size == MAX_REDUCTION
     assert config.blocks_per_word == max(1, config.array_size // BLOCK)
     assert config.scale_rows == 2 * config.accumulator_rows
@@ -63,6 +65,9 @@ def test_derived_sizes(config: HardwareConfig) -> None:
         ("vector_words", 512, "a power of two from 1024 to 65536"),
         ("vector_words", 1025, "a power of two from 1024 to 65536"),
         ("vector_words", 131072, "a power of two from 1024 to 65536"),
+        ("vector_width", 0, "1, 2 or 4, of no more than 32 lanes together"),
+        ("vector_width", 3, "1, 2 or 4, of no more than 32 lanes together"),
+        ("vector_width", 8, "1, 2 or 4, of no more than 32 lanes together"),
         ("address_bits", 31, "from 32 to 64"),
         ("address_bits", 65, "from 32 to 64"),
     ],
@@ -74,6 +79,11 @@ def test_field_out_of_range(field: str, value: int, rule: str) -> None:
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         replace(SIM, **{field: value})
+
+
+def test_lanes_are_those_of_a_block_at_most() -> None:
+    with pytest.raises(ConfigError, match=r"^configuration 'u250': vector_width must be 1, 2 or 4, of no more than 32"):
+        replace(CONFIGS["u250"], vector_width=4)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_word_with_a_field_out_of_range() -> None:
 
 
 def test_unknown_name() -> None:
-    message = "configuration 'u280': must be one of nano, sim, pynq_z2, zcu104, u250; see `lepton devices`"
+    message = "configuration 'u280': must be one of nano, sim, sim_wide, pynq_z2, zcu104, u250; see `lepton devices`"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         get_config("u280")
 

@@ -476,11 +476,11 @@ class _VectorStore:
 
     def _beat_at(self, command: Append | Store, words: int, count: int) -> int:
         """When the last of ``count`` beats of a row is in the buffer, from the row's first operand on."""
-        lanes = self._config.lanes
+        config, lanes = self._config, self._config.lanes
         if isinstance(command, Store):
             return timing.OPERAND + 1 + count
         if not timing.is_key(command):
-            return _BEAT + (0 if count == 1 else 1 + PARAMETER_BEATS * (count - 1))
+            return _BEAT + (0 if count == 1 else 1 + config.array_size // config.vector_lanes * (count - 1))
         if count <= PARAMETER_BEATS:
             return _BEAT + count - 1
         word, beat = divmod(count - PARAMETER_BEATS - 1, lanes)

@@ -139,28 +139,34 @@ def slots(command: Vector) -> tuple[int, int]:
 
 def row_cycles(config: HardwareConfig, command: VectorCommand, words: int) -> int:
     """From the beginning of a row to that of the next, if nothing else holds it."""
+    steps = row_steps(config, words)
     match command:
         case Vector():
             first, more = slots(command)
-            cycles = 1 + first + (words - 1) * more
+            cycles = 1 + first + (steps - 1) * more
             if command.reduce and command.outer * command.inner > REDUCED_ROWS:
                 waits = OPERAND + LANE + 1 + reduction_latency(config, words) + 2
                 cycles = max(cycles, -(-(cycles + waits) // REDUCED_ROWS))
             return cycles
         case Quantize():
-            return 3 + words
+            return 3 + steps
         case Append() if command.flags & AppendFlag.VALUE:
-            return 3 + words
+            return 3 + steps
         case Append():
             return 1 + PARAMETER_BEATS + words * config.lanes
         case Store():
             return 1 + words
 
 
+def row_steps(config: HardwareConfig, words: int) -> int:
+    """Steps of a row through the lanes, but where it goes a word at a time."""
+    return -(-words // config.vector_width)
+
+
 def reduction_latency(config: HardwareConfig, words: int) -> int:
-    """From the last masked word of a row to its reduction: the tree over the lanes, then a level for each bit."""
-    levels = max(0, words - 1).bit_length()
-    tree = COMBINE * (config.lanes.bit_length() - 1)
+    """From the last masked step of a row to its reduction: the tree over the lanes, then a level for each bit."""
+    levels = max(0, row_steps(config, words) - 1).bit_length()
+    tree = COMBINE * (config.vector_lanes.bit_length() - 1)
     if levels == 0:
         return tree + 2
     return tree + COMBINE + 3 + (levels > 1) * (1 + (levels - 1) * (COMBINE + 2))

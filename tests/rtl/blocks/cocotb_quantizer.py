@@ -77,7 +77,7 @@ def random_rows(rng: np.random.Generator, count: int, length: int) -> F32:
 
 async def stream(block: Block, config: HardwareConfig, x: F32, rng: np.random.Generator, *, shifted: bool):
     """Rows through the quantizer, with pauses, some without; mantissas, shifts of every word, scales as they come."""
-    lanes, latency = config.lanes, VectorLane.latency
+    lanes, latency = config.vector_lanes, VectorLane.latency
     largest = np.abs(x).max(axis=1)
     _, inverse = row_scales(largest)
     products = float_multiply(x, inverse[:, None]).reshape(len(x), -1, lanes)
@@ -128,7 +128,7 @@ async def rows_equal_the_model(dut, shifted: int) -> None:
     block = Block(dut, "quantizer", blocks(config)["quantizer"])
     await block.reset()
     for group in (1, 2, 3, 5, 8, 16):
-        x = random_rows(rng, 12, group * PARAMETER_BEATS * config.lanes)
+        x = random_rows(rng, 12, group * PARAMETER_BEATS * config.vector_lanes)
         largest = np.abs(x).max(axis=1)
         mantissa, shift, scale = Quantizer.model(x, largest, row_scales(largest)[1], shifted=bool(shifted))
         if shifted:
@@ -141,10 +141,10 @@ async def rows_equal_the_model(dut, shifted: int) -> None:
 
         found, scales, times, items = await stream(block, config, x, rng, shifted=bool(shifted))
         assert scales == scale.view(np.uint32).tolist()
-        words = x.shape[1] // config.lanes
+        words = x.shape[1] // config.vector_lanes
         assert len(found) == len(x) * words
         np.testing.assert_array_equal(np.concatenate([y for y, _, _, _ in found]), mantissa.ravel())
-        starts = np.arange(words) * config.lanes // BLOCK
+        starts = np.arange(words) * config.vector_lanes // BLOCK
         assert [k for _, k, _, _ in found] == shift[:, starts].ravel().tolist()
         ends = [(int(n == words - 1), int(n == words - 1 and row % 2)) for row in range(len(x)) for n in range(words)]
         assert [e for _, _, e, _ in found] == ends

@@ -20,7 +20,7 @@ LENGTHS = [*range(1, 20), 31, 32, 33, 63, 65, 100, 127, 129, 257]
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:
     """The blocks of this bench, by name."""
-    return {"reducer": RowReducer(config.lanes)}
+    return {"reducer": RowReducer(config.vector_lanes)}
 
 
 def rows(rng: np.random.Generator, count: int, length: int) -> F32:
@@ -37,9 +37,9 @@ def rows(rng: np.random.Generator, count: int, length: int) -> F32:
 async def reduce_rows(block: Block, x: F32, reduce: Reduce, rng: np.random.Generator, *, pausing: bool) -> None:
     """Feed rows ``x``; assert their results, and that the block is busy exactly while it has anything of them."""
     expected = RowReducer.model(x, reduce).view(np.uint32).tolist()
-    words = x.reshape(len(x), -1, bench_config().lanes)
+    words = x.reshape(len(x), -1, bench_config().vector_lanes)
     length = words.shape[1]
-    words = words.reshape(-1, bench_config().lanes)
+    words = words.reshape(-1, bench_config().vector_lanes)
     pause = pauses(rng)
     fed, quiet, got = 0, 0, []
     block.reduce.drive(int(reduce))
@@ -68,11 +68,11 @@ async def reduce_rows(block: Block, x: F32, reduce: Reduce, rng: np.random.Gener
 async def results_equal_the_model(dut, reduce: Reduce, pausing: bool) -> None:
     """Rows of one length after rows of another, as soon as those have left."""
     rng = np.random.default_rng([reduce, pausing])
-    block = Block(dut, "reducer", RowReducer(bench_config().lanes))
+    block = Block(dut, "reducer", RowReducer(bench_config().vector_lanes))
     await block.reset()
     for length in rng.permutation(LENGTHS):
         count = int(rng.integers(1, 4)) + 60 // int(length)
-        x = rows(rng, count, int(length) * bench_config().lanes)
+        x = rows(rng, count, int(length) * bench_config().vector_lanes)
         await reduce_rows(block, x, reduce, rng, pausing=pausing)
 
 
@@ -80,7 +80,7 @@ async def results_equal_the_model(dut, reduce: Reduce, pausing: bool) -> None:
 async def a_long_row_equals_the_model(dut) -> None:
     """A row of as many words as half the vector memory, and one more."""
     rng = np.random.default_rng(4)
-    block = Block(dut, "reducer", RowReducer(bench_config().lanes))
+    block = Block(dut, "reducer", RowReducer(bench_config().vector_lanes))
     await block.reset()
-    x = rows(rng, 1, (4096 + 1) * bench_config().lanes)
+    x = rows(rng, 1, (4096 + 1) * bench_config().vector_lanes)
     await reduce_rows(block, x, Reduce.SUM, rng, pausing=False)

@@ -1,6 +1,7 @@
 """Bench of the vector unit and its memory."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cocotb
@@ -48,26 +49,30 @@ async def memory_serves_every_writer(dut) -> None:
     config = bench_config()
     block = Block(dut, "vector_memory", blocks(config)["vector_memory"])
     await block.reset()
-    width = block.write_data.width
+    bits, width, depth = 8 * config.beat_bytes, config.vector_width, config.vector_words
     contents: dict[int, int] = {}
     # Each writer has its addresses, so that the order between them does not matter.
-    items = [
-        [(int(rng.integers(0, config.vector_words // 3)) * 3 + writer, noise(rng, width)) for _ in range(300)]
-        for writer in range(3)
-    ]
+    part = depth // 3
+    items = [[(int(rng.integers(0, part)) + writer * part, noise(rng, bits)) for _ in range(300)] for writer in (1, 2)]
     for writer in items:
         contents.update(writer)
-    for source, writer in ((block.fetch, items[1]), (block.rows, items[2])):
+    for source, writer in zip((block.fetch, block.rows), items, strict=True):
         sent = [{"address": address, "data": word} for address, word in writer]
         cocotb.start_soon(send(block, source, sent, rng))
-    left = deque(items[0])
+    left = 300
     pause, waited, told, cycles = pauses(rng), [], [], 0
     while left or len(waited) < 1500:
         write = bool(left) and not pause()
-        address, word = left.popleft() if write else (noise(rng, 10), noise(rng, width))
+        address = int(rng.integers(0, part - width))
+        words = [noise(rng, bits) for _ in range(width)]
+        enables = noise(rng, width)
+        if write:
+            left -= 1
+            contents |= {address + n: word for n, word in enumerate(words) if enables >> n & 1}
         block.write.drive(int(write))
         block.write_address.drive(address)
-        block.write_data.drive(word)
+        block.write_data.drive(joined(words, bits))
+        block.write_words.drive(enables)
         await block.settle()
         told.append(block.pause.sample())
         waited.append(int(write and (block.fetch.valid.sample() or block.rows.valid.sample())))
@@ -77,14 +82,29 @@ async def memory_serves_every_writer(dut) -> None:
     assert not block.rows.valid.sample()
     assert told[1:] == waited[:-1]
     block.write.drive(0)
-    expected: deque = deque([None] * VectorMemory.read_latency)
-    for address, word in contents.items():
-        block.read_address.drive(address)
-        expected.append(word)
+    expected: deque = deque([[None] * width] * VectorMemory.read_latency)
+    for address in (*contents, 0, 0):
+        # Words before and behind it too, where they are known.
+        first = max(0, address - int(rng.integers(0, width)))
+        read_all = int(rng.integers(0, 2))
+        block.read_address.drive(first)
+        block.read_all.drive(read_all)
+        expected.append([contents.get(first + (0 if read_all else n)) for n in range(width)])
         await block.settle()
-        now = expected.popleft()
-        assert now in (None, block.read_data.sample())
+        found = split(block.read_data.sample(), bits, width)
+        for now, word in zip(expected.popleft(), found, strict=True):
+            assert now in (None, word)
         await block.drive()
+
+
+def joined(words: Sequence[int], bits: int) -> int:
+    """Words of some bits as one number, the first lowest."""
+    return sum(word << number * bits for number, word in enumerate(words))
+
+
+def split(number: int, bits: int, count: int) -> list[int]:
+    """The words of a number."""
+    return [number >> i * bits & ((1 << bits) - 1) for i in range(count)]
 
 
 class Surroundings:
@@ -120,6 +140,8 @@ class Surroundings:
             cocotb.start_soon(receive(block, block.transfers, self.transfers, rng)),
         ]
         holding, storing, granting = (pauses(rng) for _ in range(3))
+        config = self._config
+        bits, width, depth = 8 * config.beat_bytes, config.vector_width, config.vector_words
         data = deque([0, 0], VectorMemory.read_latency)
         begun, stored, requested = 0, 0, False
         for cycle in range(cycles):
@@ -133,10 +155,15 @@ class Surroundings:
             block.grant.drive(int(grant))
             await block.settle()
             stored += store
-            data.append(self.words[block.read_address.sample()])
+            address = block.read_address.sample()
+            read_all = block.read_all.sample()
+            data.append(joined([self.words[(address + n * (not read_all)) % depth] for n in range(width)], bits))
             self.writing.append(block.write.sample())
             if self.writing[-1]:
-                self.words[block.write_address.sample()] = block.write_data.sample()
+                address, enables = block.write_address.sample(), block.write_words.sample()
+                for n, word in enumerate(split(block.write_data.sample(), bits, width)):
+                    if enables >> n & 1:
+                        self.words[(address + n) % depth] = word
             if block.beats.valid.sample():
                 beat = block.beats.payload.fields()
                 self.beats.append((beat.data, beat.strobe))
@@ -299,8 +326,9 @@ async def an_operand_a_cycle(dut, operands: int) -> None:
     command = Vector(outer=2, inner=3, words=9, a_start=0, target_start=500, target_inner=9, flags=WRITE | values)
     await around.run([job_of(command, 0)], hold=0)
     writes = np.flatnonzero(around.writing)
-    assert len(writes) == 6 * 9
-    assert writes[-1] - writes[0] == 6 * (9 * operands + 1) - 1 - operands
+    steps = -(-9 // config.vector_width)
+    assert len(writes) == 6 * steps
+    assert writes[-1] - writes[0] == 6 * (steps * operands + 1) - 1 - operands
 
 
 @cocotb.test(timeout_time=100, timeout_unit="us")
@@ -326,7 +354,7 @@ async def others_can_write(dut, words: int) -> None:
     )
     await around.run([job_of(command, 0)], hold=1)
     same(around.vectors, VectorUnit.model(config, command, expected, words=words).vectors, [command])
-    assert sum(around.writing) == 60 * (words + 1)
+    assert sum(around.writing) == 60 * (-(-words // config.vector_width) + 1)
     assert not any(all(around.writing[cycle : cycle + 4]) for cycle in range(len(around.writing) - 3))
 
 

@@ -41,9 +41,12 @@ RUNS = [
     ("verilator", "sim", (*COLUMN, *RESULTS, *ARRAY)),
     ("verilator", "sim", FLOATS),
     ("verilator", "sim", VECTOR),
+    ("verilator", "sim_wide", (*VECTOR, cocotb_reducer)),
+    ("verilator", "zcu104", VECTOR),
     ("verilator", "pynq_z2", ARRAY),
 ]
-"""Simulator, configuration and the benches that share a design: every block at two sizes, on two simulators."""
+"""Simulator, configuration and the benches that share a design: every block at two sizes, on two simulators;
+the vector unit at each of its widths."""
 
 
 @pytest.fixture(scope="module")
