@@ -291,6 +291,7 @@ class VectorUnit(wiring.Component):
 
         # A job after the other.
         leaving = OperandFetch.latency + Quantizer.latency + config.lanes + 4
+        vector_leaving = OperandFetch.latency + VectorLane.latency + 1
         leave = Signal(range(leaving))
         m.d.comb += [
             self.wait.mask.eq(_field(self.jobs.payload.command, Opcode.VECTOR, "wait")),
@@ -314,7 +315,7 @@ class VectorUnit(wiring.Component):
                 m.d.comb += load.eq(1)
                 m.next = "RUN"
             with m.State("RUN"):
-                m.d.sync += leave.eq(0)
+                m.d.sync += leave.eq(Mux(kind.vector, leaving - vector_leaving, 0))
                 with m.If(~sequencer.running):
                     m.next = "LEAVE"
             with m.State("LEAVE"):

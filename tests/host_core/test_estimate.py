@@ -100,7 +100,7 @@ def test_a_reduction_takes_longer_by_levels() -> None:
     times = [timing.reduction_latency(SIM, words) for words in (1, 2, 3, 4, 5, 8, 9)]
     assert times == [30, 45, 62, 62, 78, 78, 94]
     plain = Vector(words=1, a_start=0)
-    assert timing.settle_cycles(SIM, plain, 1) == 2 + timing.leave_cycles(SIM)
+    assert timing.settle_cycles(SIM, plain, 1) == 2 + timing.leave_cycles(SIM, plain)
     reduced = Vector(words=64, a_start=0, reduce=Reduce.SUM)
     assert timing.settle_cycles(SIM, reduced, 64) > timing.settle_cycles(SIM, reduced, 1)
 

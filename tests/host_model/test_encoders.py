@@ -124,7 +124,7 @@ def test_fewer_rows_where_the_chip_is_small(load: Callable[..., lai.LeptonModel]
     assert torch.equal(*(model.forward(input_ids=tokens).last_hidden_state for model in (nano, sim)))
     forward: Any = nano.module.forward
     with pytest.raises(InputError, match="vector memory: must hold"):
-        PassCompiler(forward.encoder._layout, blocks=3, rows=8).compile()
+        PassCompiler(forward.encoder._layout, blocks=3, rows=8, depth=1).compile()
 
 
 @pytest.mark.parametrize(("kind", "linears"), [("bert", 13), ("masked", 14)])

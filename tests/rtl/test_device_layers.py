@@ -14,7 +14,7 @@ from lepton.layers.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linea
 from lepton_hw.numerics import F32, quantize_weights
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
 
-FAST = ("nano", "sim", "pynq_z2")
+FAST = ("nano", "sim", "sim_wide", "pynq_z2")
 LARGE = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("zcu104", "u250"))  # minutes to build
 
 TIMINGS = {

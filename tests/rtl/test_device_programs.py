@@ -8,7 +8,7 @@ from lepton_hw.config import get_config
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming, VerilatedCore
 from lepton_sim.programs import random_program, random_vector_program
 
-FAST = ("nano", "sim", "pynq_z2")
+FAST = ("nano", "sim", "sim_wide", "pynq_z2")
 LARGE = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("zcu104", "u250"))  # minutes to build
 
 TIMINGS = {

@@ -1,7 +1,6 @@
 """The cycle model against the RTL."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from lepton.devices.base import Counters
 from lepton.devices.registers import RegisterDevice
 from lepton.estimate import Memory, execute, timing
 from lepton.layers import DecoderEngine
-from lepton.layers.decoder import DecoderCompiler, Layout, StepShape
-from lepton_hw.commands import Context
+from lepton.layers.decoder import DecoderCompiler, StepShape, set_contexts
+from lepton.layers.layout import Layout
 from lepton_hw.config import CONFIGS, get_config
 from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
 from lepton_rtl.array import MAX_CHAIN_ROWS, SystolicArray
@@ -71,10 +70,8 @@ def test_cycles_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: M
 
     layout = Layout(spec, machine.config, slots=sequences, context=context)
     step = StepShape(slots=tuple(range(sequences)), tokens=tokens, context=context)
-    commands = [
-        replace(command, tokens=(context,) * len(command.tokens)) if isinstance(command, Context) else command
-        for command in DecoderCompiler(layout).compile(step)
-    ]
+    contexts = step.contexts(machine.config, [context] * sequences)
+    commands = set_contexts(DecoderCompiler(layout).compile(step), contexts)
     run = execute(machine.config, commands, memory_of(memory))
     for name in ("array_busy", "read_beats", "weight_beats", "write_beats"):
         assert getattr(run, name) == getattr(found, name), name

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_hw.commands import Command, Context, Fetch
+from lepton_hw.commands import Command, Fetch
 from lepton_hw.config import HardwareConfig
 
 from ..errors import InputError
-from ..layers.decoder import DecoderCompiler, Layout, StepShape, obstacle
-from ..layers.engine import CONTEXTS
+from ..layers.decoder import CONTEXTS, DecoderCompiler, StepShape, set_contexts
+from ..layers.layout import Layout, obstacle
 from ..layers.spec import DecoderSpec
 from .boards import Memory
 from .machine import Run, execute
@@ -99,34 +99,21 @@ def sections(layout: Layout, commands: Sequence[Command]) -> list[int]:
     """The first command of each part of a step: attention and MLP of each layer, the head."""
     keys = [(name, i) for i in range(len(layout.spec.layers)) for name in ("attention_norm", "mlp_norm")]
     wanted = [layout.weights(*key) for key in (*keys, ("norm", 0))]
-    found = [i for i, command in enumerate(commands) if isinstance(command, Fetch) and command.source in wanted]
-    return [0, *found[1:]]
+    fetched = [command.source if isinstance(command, Fetch) else None for command in commands]
+    # Of several row blocks the first one counts; lists without logits end with the last MLP.
+    return [0, *(fetched.index(source) for source in wanted[1:] if source in fetched)]
 
 
 def _steps(layout: Layout, context: int, tokens: int) -> Iterator[list[Command]]:
-    """The lists of a prompt's row blocks, as many rows each as the build has room for."""
+    """The lists of a prompt, as many rows each as the build has room for."""
     compiler = DecoderCompiler(layout)
     at = context - tokens
-    compiled: dict[tuple[int, int], list[Command]] = {}
-    most: dict[int, int] = {}
-    while at < context:
-        count = min(context - at, layout.config.array_size)
-        while True:
-            room = min(layout.context, next(limit for limit in CONTEXTS if limit >= at + count))
-            count = min(count, most.get(room, count))
-            try:
-                if (count, room) not in compiled:
-                    compiled[count, room] = compiler.compile(StepShape(slots=(0,), tokens=count, context=room))
-                break
-            except InputError:
-                if count == 1:
-                    raise
-                count = most[room] = count // 2
-        at += count
-        yield [
-            Context(first=command.first, tokens=(at,)) if isinstance(command, Context) else command
-            for command in compiled[count, room]
-        ]
+    compiled: dict[StepShape, list[Command]] = {}
+    for step in compiler.prompt(0, at, tokens):
+        at += step.tokens
+        if step not in compiled:
+            compiled[step] = compiler.compile(step)
+        yield set_contexts(compiled[step], step.contexts(layout.config, [at]))
 
 
 def _attribute(
@@ -149,9 +136,10 @@ def _attribute(
     macs = rows * config.array_size**2
     table = np.stack([np.diff(edges), macs, beats * config.beat_bytes, beats, rows, busy], axis=1)
     totals = np.zeros((len(KINDS), table.shape[1]))
-    for i, row in enumerate(table[:-1]):
+    parts = 2 * len(layout.spec.layers)
+    for i, row in enumerate(table[:parts]):
         totals[i % 2] += repeats[i // 2] * row
-    totals[2] += table[-1]
+    totals[2] += table[parts:].sum(axis=0)
     return totals
 
 

@@ -172,14 +172,14 @@ def reduction_latency(config: HardwareConfig, words: int) -> int:
     return tree + COMBINE + 3 + (levels > 1) * (1 + (levels - 1) * (COMBINE + 2))
 
 
-def leave_cycles(config: HardwareConfig) -> int:
+def leave_cycles(config: HardwareConfig, command: VectorCommand) -> int:
     """Cycles in which the pipelines of the vector unit run empty."""
-    return OPERAND + QUANTIZER + config.lanes + 4
+    return OPERAND + (LANE + 1 if isinstance(command, Vector) else QUANTIZER + config.lanes + 4)
 
 
 def settle_cycles(config: HardwareConfig, command: VectorCommand, words: int) -> int:
     """From a command's last word to the cycle that finds everything settled."""
-    cycles = 2 + leave_cycles(config)
+    cycles = 2 + leave_cycles(config, command)
     if isinstance(command, Vector) and command.reduce:
         cycles = max(cycles, OPERAND + LANE + 1 + reduction_latency(config, words) + 2)
     return cycles

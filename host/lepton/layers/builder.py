@@ -1,6 +1,8 @@
 """Builds command lists: the order of the units follows from what commands read and write."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_hw.commands import Command, End, Fetch, Gemm, Load
+from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES, Command, End, Fetch, Gemm, Load
 from lepton_hw.config import HardwareConfig
 
 from ..errors import InputError
@@ -64,6 +66,8 @@ _SEMAPHORES: dict[tuple[_Event, _Point], int] = {
 }
 """One semaphore for each pair: the tokens of a pair are given and taken in list order."""
 
+_TAKER = {semaphore: point for (_, point), semaphore in _SEMAPHORES.items()}
+
 _FIELD = {
     _Event.LOADED: "signal",
     _Event.READ: "read_signal",
@@ -74,6 +78,21 @@ _FIELD = {
     _Point.ARRAY: "wait",
     _Point.VECTOR: "wait",
 }
+
+
+def _points(command: Command) -> tuple[_Point, ...]:
+    """Where a command can wait, first to last."""
+    match command:
+        case Gemm():
+            return _Point.STREAM, _Point.ARRAY
+        case Load() | Fetch():
+            return (_Point.LOAD,)
+        case _:
+            return (_Point.VECTOR,)
+
+
+def _bits(mask: int) -> list[int]:
+    return [bit for bit in range(SEMAPHORES) if mask >> bit & 1]
 
 
 @dataclass
@@ -120,8 +139,40 @@ class ListBuilder:
             self._access(index, _Point.VECTOR, _Event.COMPUTED, reads, writes)
 
     def finish(self) -> list[Command]:
-        """The commands with their semaphores, and END."""
+        """The commands with their semaphores, and END.
+
+        Raises :class:`InputError` if a unit may run so far ahead of another one that a semaphore overflows.
+        """
+        self._check_counts()
         return [*(replace(entry.command, **entry.masks) for entry in self._entries), End()]
+
+    def _check_counts(self) -> None:
+        """Follow what each command can be sure of that has begun before it (vector clocks: Mattern, 1988)."""
+        nothing = np.full(len(_Point), -1)
+        begun = dict.fromkeys(_Point, nothing)
+        complete: list[NDArray[np.int64]] = []
+        given: list[list[int]] = [[] for _ in range(SEMAPHORES)]
+        taken: list[list[int]] = [[] for _ in range(SEMAPHORES)]
+        for index, entry in enumerate(self._entries):
+            points = _points(entry.command)
+            for point in points:
+                before = begun[point]
+                for semaphore in _bits(entry.masks.get(_FIELD[point], 0)):
+                    if _TAKER[semaphore] is point:
+                        giver = given[semaphore][len(taken[semaphore])]
+                        taken[semaphore].append(index)
+                        before = np.maximum(before, complete[giver])
+                begun[point] = before.copy()
+                begun[point][point.value] = index
+            complete.append(np.max([begun[point] for point in points], axis=0))
+            for semaphore in _bits(entry.masks.get("signal", 0) | entry.masks.get("read_signal", 0)):
+                given[semaphore].append(index)
+                sure = bisect_right(taken[semaphore], complete[-1][_TAKER[semaphore].value])
+                if len(given[semaphore]) - sure > SEMAPHORE_MAX:
+                    raise InputError(
+                        f"list: semaphore {semaphore} must count to {SEMAPHORE_MAX} at most, but command {index} may "
+                        f"give it once more; let fewer tasks take turns"
+                    )
 
     def _access(
         self, index: int, point: _Point, event: _Event | None, reads: Iterable[Span], writes: Iterable[Span]
@@ -149,26 +200,44 @@ class ListBuilder:
 
 
 class Arena:
-    """Hands out the vector memory, first to last; what was handed out after a mark is free again after release."""
+    """Hands out parts of a memory on chip, each from the first place where it fits.
 
-    def __init__(self, words: int) -> None:
-        self._words = words
-        self._next = 0
+    ``subject`` and ``remedy`` are for the message of the :class:`InputError` that a full memory raises.
+    """
 
-    def allocate(self, words: int) -> int:
-        """First of ``words`` words. Raises :class:`InputError` if there are not so many."""
-        first, self._next = self._next, self._next + words
-        if self._next > self._words:
-            raise InputError(
-                f"vector memory: must hold {self._next} words for this step, but has {self._words}; process fewer "
-                f"rows at a time, a shorter context, or build the device with more"
-            )
-        return first
+    def __init__(self, subject: str, size: int, remedy: str) -> None:
+        self._subject, self._size, self._remedy = subject, size, remedy
+        self._used: list[tuple[int, int]] = []
+        """Begin and end of what is handed out, in order."""
 
-    def mark(self) -> int:
-        """What :meth:`release` goes back to."""
-        return self._next
+    def allocate(self, size: int) -> int:
+        """The first of ``size`` entries."""
+        begin = 0
+        for place, (first, end) in enumerate([*self._used, (self._size, self._size)]):
+            if begin + size <= first:
+                self._used.insert(place, (begin, begin + size))
+                return begin
+            begin = end
+        held = size + sum(end - begin for begin, end in self._used)
+        raise InputError(
+            f"{self._subject}: must hold {held} entries for this step at once, but has {self._size}; {self._remedy}"
+        )
 
-    def release(self, mark: int) -> None:
-        """Free what was allocated since ``mark``."""
-        self._next = mark
+    def free(self, begin: int) -> None:
+        """Take back what begins there."""
+        self._used = [part for part in self._used if part[0] != begin]
+
+    @contextmanager
+    def scope(self) -> Iterator[Callable[[int], int]]:
+        """An ``allocate`` whose parts are free again when the scope ends."""
+        begins: list[int] = []
+
+        def allocate(size: int) -> int:
+            begins.append(self.allocate(size))
+            return begins[-1]
+
+        try:
+            yield allocate
+        finally:
+            for begin in begins:
+                self.free(begin)

@@ -1,7 +1,10 @@
 """Command lists of a whole decoder step."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -13,169 +16,30 @@ from lepton_hw.commands import (
     Combine,
     Command,
     Context,
-    Fetch,
     Function,
-    Gemm,
     GemmFlag,
-    LengthFlag,
-    Quantize,
     Reduce,
     Step,
-    Vector,
-    VectorFlag,
 )
 from lepton_hw.config import HardwareConfig
-from lepton_hw.layout import (
-    PARAMETER_BEATS,
-    Bytes,
-    key_cache_beats,
-    pack_weights,
-    value_cache_beats,
-    value_scale_beats,
-    value_stride,
-    weight_bytes,
-    words_of,
-)
-from lepton_hw.numerics import F32, SCALE_OF_LARGEST
+from lepton_hw.layout import PARAMETER_BEATS, value_stride, words_of
 
 from ..errors import InputError
 from .activation import INPUT, RESULT, Activation
-from .builder import Arena, ListBuilder, Space, Span
-from .spec import DecoderSpec, Linear, Norm, Spec, joined, rows_of
+from .emit import MINUS_ZERO, Activations, Emitter, Rows, Scalars
+from .layout import INPUTS, Layout
+from .schedule import Task, interleave
+from .spec import DecoderSpec, Linear
 
-WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
-"""Base registers of a decoder's lists."""
+CONTEXTS = (256, 1024, 4096, 16384)
+"""Most tokens of a sequence that lists are compiled for: a longer context needs more room on chip for its scores."""
 
-_ONE = 1.0
-_MINUS_ZERO = -0.0
-_NONE = Step(0)
+BLOCKS_AT_A_TIME = 2
+"""Row blocks that are in the layers together: while the array works for one, the vector unit works for the other."""
 
-
-def obstacle(spec: Spec, config: HardwareConfig) -> str | None:
-    """Why a model cannot run on a build, or None."""
-    size = config.array_size
-    if spec.head_size % size or spec.angles % config.lanes:
-        return f"head size {spec.head_size} is not a multiple of {size}"
-    for name, width in (("hidden size", spec.hidden), ("MLP width", spec.inner)):
-        if width % size:
-            return f"{name} {width} is not a multiple of {size}"
-    if max(spec.hidden, spec.inner, spec.heads * spec.head_size) > config.max_words * size:
-        return f"a width is over {config.max_words * size}"
-    return None
-
-
-class Layout:
-    """Where a model's weights and caches lie in device memory: offsets in bytes from their base registers."""
-
-    def __init__(self, spec: Spec, config: HardwareConfig, *, slots: int, context: int) -> None:
-        self.spec, self.config = spec, config
-        self.slots, self.context = slots, context
-        self.chunks = _mlp_chunks(spec, config)
-        self._offsets: dict[tuple[str, int], int] = {}
-        self.norm_rows = 1
-        """Rows of a norm's parameters, at most: the weight, and the bias."""
-        at = 0
-        for name, layer, part in self.parts():
-            self._offsets[name, layer] = at
-            at += self._bytes(part)
-            if isinstance(part, Norm) and part.bias is not None:
-                self.norm_rows = 2
-        self.weight_bytes = at
-        beat = config.beat_bytes
-        self.key_beats = key_cache_beats(config, context, spec.head_size)
-        self.value_beats = value_cache_beats(config, context, spec.head_size)
-        self.scale_beats = value_scale_beats(config, context)
-        self._head_beats = self.key_beats + self.value_beats + self.scale_beats
-        self.cache_bytes = len(spec.layers) * slots * spec.key_heads * self._head_beats * beat
-
-    def weights(self, name: str, layer: int = 0) -> Address:
-        """Address of a weight stream or a norm's weights."""
-        return Address(WEIGHTS, self._offsets[name, layer])
-
-    def norm(self, name: str, layer: int) -> Norm:
-        """``attention_norm`` or ``mlp_norm`` of a layer, or ``norm``, the last one."""
-        if name == "norm":
-            assert isinstance(self.spec, DecoderSpec)
-            return self.spec.norm
-        return getattr(self.spec.layers[layer], name)
-
-    def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
-        """Address of the ``keys``, ``values`` or ``scales`` of a head."""
-        spec, beat = self.spec, self.config.beat_bytes
-        first = (layer * self.slots + slot) * spec.key_heads * self._head_beats
-        beats = {"keys": self.key_beats, "values": self.value_beats, "scales": self.scale_beats}
-        for name, size in beats.items():
-            if name == kind:
-                return Address(CACHES, (first + head * size) * beat)
-            first += spec.key_heads * size
-        raise KeyError(kind)
-
-    def pack(self) -> Bytes:
-        """All weights and norms, flat uint8."""
-        return np.concatenate([self._pack(part) for _, _, part in self.parts()])
-
-    def constants(self) -> Iterator[tuple[int, Bytes]]:
-        """What caches hold before the first token, as offsets and bytes: the ones in value caches."""
-        size, beat = self.config.array_size, self.config.beat_bytes
-        ones = np.ones(size, "<f4").view(np.uint8)
-        stride = value_stride(self.config, self.context) * beat
-        for layer in range(len(self.spec.layers)):
-            for slot in range(self.slots):
-                for head in range(self.spec.key_heads):
-                    first = self.cache("values", layer, slot, head).offset
-                    for block in range(words_of(self.config, self.spec.head_size)):
-                        yield first + block * stride, ones
-
-    def parts(self) -> Iterator[tuple[str, int, Linear | Norm | F32]]:
-        """Name, layer and values of all weights in the order of their use."""
-        assert isinstance(self.spec, DecoderSpec)
-        for i, layer in enumerate(self.spec.layers):
-            yield "attention_norm", i, layer.attention_norm
-            yield "qkv", i, layer.attention.qkv
-            for name, weight in (("query_norm", layer.attention.query_norm), ("key_norm", layer.attention.key_norm)):
-                if weight is not None:
-                    yield name, i, weight
-            yield "output", i, layer.attention.output
-            yield "mlp_norm", i, layer.mlp_norm
-            yield from self.mlp_parts(i)
-        yield "norm", 0, self.spec.norm
-        yield "head", 0, self.spec.head
-
-    def mlp_parts(self, layer: int) -> Iterator[tuple[str, int, Linear]]:
-        """Those of an MLP."""
-        for chunk in range(self.chunks):
-            yield f"gate_up_{chunk}", layer, _gate_up(self.spec, layer, chunk, self.chunks)
-        yield "down", layer, self.spec.layers[layer].mlp.down
-
-    def _bytes(self, part: Linear | Norm | F32) -> int:
-        if isinstance(part, Linear):
-            return weight_bytes(self.config, *part.weights.mantissa.shape, bias=part.bias is not None)
-        return sum(values.size * 4 for values in _values(part))
-
-    def _pack(self, part: Linear | Norm | F32) -> Bytes:
-        if isinstance(part, Linear):
-            return pack_weights(self.config, part.weights.mantissa, part.weights.scale, part.bias)
-        return np.concatenate(_values(part)).astype("<f4").view(np.uint8)
-
-
-def _values(part: Norm | F32) -> list[F32]:
-    """Of a norm: its weight, and its bias if it has one."""
-    if isinstance(part, Norm):
-        return [part.weight] if part.bias is None else [part.weight, part.bias]
-    return [part]
-
-
-def _mlp_chunks(spec: Spec, config: HardwareConfig) -> int:
-    """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
-    blocks = spec.inner // config.array_size
-    return next(chunks for chunks in (8, 6, 4, 3, 2, 1) if blocks % chunks == 0)
-
-
-def _gate_up(spec: Spec, layer: int, chunk: int, chunks: int) -> Linear:
-    """What leads into one part of the MLP's width, as one layer: gate, if there is one, and up projection."""
-    part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
-    mlp = spec.layers[layer].mlp
-    return joined([rows_of(linear, part) for linear in (mlp.gate, mlp.up) if linear is not None])
+COLUMN_PARTS = 4
+"""Products in which a branch's last Linear layer is computed, if no other row block has the array meanwhile: each is
+added while the array works on the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,28 +52,71 @@ class StepShape:
     """New tokens of each sequence: any number for one, 1 for several."""
     context: int
     """Most tokens that a sequence may have with the new ones."""
-    all_logits: bool = False
-    """Logits of every row, not only of each sequence's last token."""
+    logits: Literal["none", "last", "all"] = "last"
+    """Of which rows: of each sequence's last token, or of every token."""
+
+    @property
+    def rows(self) -> int:
+        """New tokens of all sequences."""
+        return len(self.slots) * self.tokens
+
+    @property
+    def result_rows(self) -> int:
+        """Rows of logits."""
+        return {"none": 0, "last": len(self.slots), "all": self.rows}[self.logits]
+
+    def blocks(self, config: HardwareConfig) -> list[range]:
+        """The rows that go through the layers together: all sequences, or as many tokens of one as the array has
+        rows."""
+        size = self.rows if self.tokens == 1 else config.array_size
+        return [range(first, min(first + size, self.rows)) for first in range(0, self.rows, size)]
+
+    def contexts(self, config: HardwareConfig, tokens: Sequence[int]) -> list[int]:
+        """What the context registers hold when the sequences have so many tokens with the new ones: for each
+        sequence, or for each row block of the one that has several new tokens."""
+        if self.tokens == 1:
+            return list(tokens)
+        return [tokens[0] - self.rows + block.stop for block in self.blocks(config)]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows (i, j) of the vector memory."""
+class RowBlock:
+    """Rows that go through the layers together, and what of them is in the vector memory all the time."""
 
-    start: int
-    outer: int = 0
-    inner: int = 0
+    rows: int
+    context: int
+    """Context register of the first row's sequence."""
+    x: Rows
+    """Hidden states."""
+    cosines: Rows
+    sines: Rows
+    norm: int
+    """A norm's parameters."""
+
+
+def set_contexts(commands: Sequence[Command], contexts: Sequence[int]) -> list[Command]:
+    """A list with what :meth:`StepShape.contexts` says in its CONTEXT commands."""
+    return [
+        replace(command, tokens=tuple(contexts[command.first : command.first + len(command.tokens)]))
+        if isinstance(command, Context)
+        else command
+        for command in commands
+    ]
 
 
 class DecoderCompiler:
-    """Compiles the steps of one decoder."""
+    """Compiles the steps of one decoder.
 
-    def __init__(self, layout: Layout) -> None:
+    ``most_tokens`` are those that one list can take of a sequence, by the context it is made for, where that is known.
+    """
+
+    def __init__(self, layout: Layout, most_tokens: Mapping[int, int] | None = None) -> None:
         self.layout = layout
-        self.spec, self.config = layout.spec, layout.config
+        self.most_tokens = dict(most_tokens or {})
 
     def compile(self, step: StepShape) -> list[Command]:
-        """The list of a step. It begins with the CONTEXT commands, whose tokens are to be set for every run.
+        """The list of a step. It begins with the CONTEXT commands, whose tokens (:meth:`StepShape.contexts`) are to be
+        set for every run.
 
         Inputs lie at their base register: the embedded tokens [rows, hidden], then the cosines and sines of their
         positions [rows, head_size / 2] each, float32. Results are the logits of each sequence's last token, or of
@@ -217,374 +124,164 @@ class DecoderCompiler:
 
         Raises :class:`InputError` if the step needs more memory on chip than there is.
         """
-        return StepCompiler(self.layout, step).compile()
+        return compile_deepest(lambda depth: StepCompiler(self.layout, step, depth=depth).compile())
+
+    def room(self, tokens: int) -> int:
+        """The context that lists are made for where sequences have so many tokens."""
+        return min(self.layout.context, next(limit for limit in CONTEXTS if limit >= tokens))
+
+    def prompt(self, slot: int, position: int, tokens: int, *, all_logits: bool = False) -> Iterator[StepShape]:
+        """The steps of new tokens of a sequence that has ``position`` tokens, as many in each as fit on chip."""
+        while tokens:
+            rows = min(tokens, BLOCKS_AT_A_TIME * self.layout.config.array_size)
+            while rows > 1 and rows > (most := self._most(self.room(position + rows))):
+                rows = min(rows - 1, most)
+            tokens -= rows
+            position += rows
+            logits = "all" if all_logits else "none" if tokens else "last"
+            yield StepShape(slots=(slot,), tokens=rows, context=self.room(position), logits=logits)
+
+    def _most(self, context: int) -> int:
+        """Most tokens of one sequence that a list can take."""
+        if context not in self.most_tokens:
+            rows = BLOCKS_AT_A_TIME * self.layout.config.array_size
+            while rows > 1:
+                try:
+                    self.compile(StepShape(slots=(0,), tokens=rows, context=context))
+                except InputError:
+                    rows //= 2
+                else:
+                    break
+            self.most_tokens[context] = rows
+        return self.most_tokens[context]
 
 
-class StepCompiler:
-    """Compiles a list for some rows: new tokens of a sequence, or of several."""
+def compile_deepest(compile_with: Callable[[int], list[Command]]) -> list[Command]:
+    """What a function compiles with as many heads or sequences in attention at a time as the chip has room for."""
+    for depth in (4, 2):
+        with suppress(InputError):
+            return compile_with(depth)
+    return compile_with(1)
+
+
+class StepCompiler(Emitter):
+    """Compiles a list for some rows: new tokens of a sequence, or of several.
+
+    The parts of a layer are tasks of :mod:`.schedule`.
+    """
 
     causal = True
     """Whether a token sees those before it only."""
 
-    def __init__(self, layout: Layout, step: StepShape, *, blocks: int = 0) -> None:
+    def __init__(self, layout: Layout, step: StepShape, *, depth: int, states: int = 0) -> None:
         self.layout, self.step = layout, step
-        self.spec, self.config = layout.spec, layout.config
-        self.rows = len(step.slots) * step.tokens
-        self.builder = ListBuilder(layout.config, caches=2 * len(layout.spec.layers) + blocks)
-        self.arena = Arena(layout.config.vector_words)
-        self.lanes = layout.config.lanes
-        if self.rows > layout.config.accumulator_rows:
+        self.spec = layout.spec
+        self.depth = depth
+        """Heads or sequences that are in attention at a time."""
+        super().__init__(layout.config, caches=2 * len(layout.spec.layers) * len(step.slots) + states)
+        self.blocks = step.blocks(self.config)
+        self.at_a_time = min(len(self.blocks), BLOCKS_AT_A_TIME)
+        """Row blocks that are in the layers together."""
+        if max(map(len, self.blocks)) > self.config.accumulator_rows:
             raise InputError(
-                f"step: must have at most {layout.config.accumulator_rows} rows, not {self.rows}; take several steps"
+                f"step: must have at most {self.config.accumulator_rows} rows, not {step.rows}; take several steps"
             )
 
-    def words(self, elements: int) -> int:
-        return elements // self.lanes
-
     def compile(self) -> list[Command]:
-        spec = self.spec
-        contexts: list[Command] = []
-        for first in range(0, len(self.step.slots), CONTEXTS_PER_COMMAND):
-            count = min(CONTEXTS_PER_COMMAND, len(self.step.slots) - first)
-            contexts.append(Context(first=first, tokens=(0,) * count))
-        for command in contexts:
-            self.builder.add(command)
-        self.reserve()
-        # Inputs lie one after the other in memory and here.
-        self.fetch(self.x, self.rows * self.words(spec.hidden + 2 * spec.angles), Address(INPUTS, 0))
-        for index in range(len(spec.layers)):
-            self.attention(index)
-            self.mlp(index)
-        self.head()
+        """The list."""
+        registers = len(self.step.contexts(self.config, [self.step.context] * len(self.step.slots)))
+        for first in range(0, registers, CONTEXTS_PER_COMMAND):
+            self.builder.add(Context(first=first, tokens=(0,) * min(CONTEXTS_PER_COMMAND, registers - first)))
+        places = [self.reserve(len(rows), number) for number, rows in enumerate(self.blocks)]
+        tasks = [self.layers(rows, block) for rows, block in zip(self.blocks, places, strict=True)]
+        for _ in interleave(tasks, self.at_a_time):
+            pass
+        if self.step.logits != "none":
+            self.head(places)
         return self.builder.finish()
 
-    def reserve(self) -> None:
-        """What is in the vector memory all the time."""
-        spec, rows = self.spec, self.rows
-        hidden, half = self.words(spec.hidden), self.words(spec.angles)
-        self.x = self.arena.allocate(rows * hidden)
-        self.cosines = self.arena.allocate(rows * half)
-        self.sines = self.arena.allocate(rows * half)
-        self.norm_parameters = self.arena.allocate(self.layout.norm_rows * hidden)
-        self.scalars = [self.arena.allocate(rows * (spec.heads + 2 * spec.key_heads)) for _ in range(2)]
-
-    # Commands with what they touch.
-
-    def span(self, rows: Rows, words: int, outer: int = 1, inner: int = 1) -> Span:
-        end = rows.start + (outer - 1) * rows.outer + (inner - 1) * rows.inner + words
-        return Span(Space.VECTOR, rows.start, end)
-
-    def fetch(self, target: int, words: int, source: Address, *, dynamic: int | None = None, cache: int = -1) -> None:
-        self.builder.add(
-            Fetch(
-                words=words,
-                target=target,
-                source=source,
-                flags=LengthFlag.NONE if dynamic is None else LengthFlag.LENGTH,
-                context=dynamic or 0,
-            ),
-            reads=[Span(Space.CACHE, cache, cache + 1)] if cache >= 0 else [],
-            writes=[Span(Space.VECTOR, target, target + words)],
+    def reserve(self, rows: int, context: int) -> RowBlock:
+        """What a row block has in the vector memory all the time."""
+        hidden, half = self.words(self.spec.hidden), self.words(self.spec.angles)
+        allocate = self.vectors.allocate
+        return RowBlock(
+            rows,
+            context,
+            Rows(allocate(rows * hidden), hidden),
+            Rows(allocate(rows * half), half),
+            Rows(allocate(rows * half), half),
+            allocate(self.layout.norm_rows * hidden),
         )
 
-    def vector(
-        self,
-        words: int,
-        a: Rows,
-        *,
-        b: Rows | float = _ONE,
-        c: Rows | float = _MINUS_ZERO,
-        target: Rows | None = None,
-        outer: int = 1,
-        inner: int = 1,
-        square: bool = False,
-        broadcast: Step = _NONE,
-        combine: Combine = Combine.ADD,
-        function: Function = Function.IDENTITY,
-        reduce: Reduce = Reduce.NONE,
-        reduced: int = 0,
-        context: int | None = None,
-        causal_offset: int | None = None,
-        mask: bool = False,
-        window: int = 0,
-    ) -> None:
-        flags = VectorFlag.NONE
-        reads = [self.span(a, words, outer, inner)]
-        writes = []
-        values: dict[str, int] = {}
-        if square:
-            flags |= VectorFlag.SQUARE
-        elif isinstance(b, Rows):
-            values |= {"b_start": b.start, "b_outer": b.outer, "b_inner": b.inner}
-            reads.append(self.span(b, 1 if broadcast & Step.B else words, outer, inner))
-        else:
-            flags |= VectorFlag.B_VALUE
-            values["b_value"] = _bits(b)
-        if isinstance(c, Rows):
-            values |= {"c_start": c.start, "c_outer": c.outer, "c_inner": c.inner}
-            reads.append(self.span(c, 1 if broadcast & Step.C else words, outer, inner))
-        else:
-            flags |= VectorFlag.C_VALUE
-            values["c_value"] = _bits(c)
-        if target is not None:
-            flags |= VectorFlag.WRITE
-            values |= {"target_start": target.start, "target_outer": target.outer, "target_inner": target.inner}
-            writes.append(self.span(target, words, outer, inner))
-        if reduce:
-            writes.append(Span(Space.VECTOR, reduced, reduced + outer * inner))
-        if context is not None:
-            flags |= VectorFlag.LENGTH
-            values["context"] = context
-        if mask:
-            flags |= VectorFlag.MASK
-            values["window"] = window
-        if causal_offset is not None:
-            flags |= VectorFlag.CAUSAL
-            values["offset"] = causal_offset
-        self.builder.add(
-            Vector(
-                words=words,
-                outer=outer,
-                inner=inner,
-                a_start=a.start,
-                a_outer=a.outer,
-                a_inner=a.inner,
-                step=(Step.A | Step.B | Step.C) & ~broadcast,
-                combine=combine,
-                function=function,
-                reduce=reduce,
-                reduced=reduced,
-                flags=flags,
-                **values,
-            ),
-            reads=reads,
-            writes=writes,
-        )
-
-    def reciprocals(self, count: int, largest: int, inverse: int) -> None:
-        """Reciprocals of the scales of ``count`` rows with these largest magnitudes."""
-        self.vector(
-            count,
-            Rows(largest),
-            b=float(SCALE_OF_LARGEST),
-            function=Function.RECIPROCAL,
-            target=Rows(inverse),
-        )
-
-    def quantize(
-        self,
-        words: int,
-        a: Rows,
-        *,
-        largest: int,
-        inverse: int,
-        activation: int,
-        row: int = 0,
-        outer: int = 1,
-        inner: int = 1,
-        context: int | None = None,
-    ) -> None:
-        pitch, rows = words // PARAMETER_BEATS, outer * inner
-        for what, end, limit in (
-            ("activation buffer", activation + rows * pitch, self.config.activation_words),
-            ("row scale table", row + rows, self.config.scale_rows),
-        ):
-            if end > limit:
-                raise InputError(
-                    f"{what}: must hold {end} entries for this step, but has {limit}; process fewer rows at a time, "
-                    f"or a shorter context"
-                )
-        self.builder.add(
-            Quantize(
-                words=words,
-                outer=outer,
-                inner=inner,
-                a_start=a.start,
-                a_outer=a.outer,
-                a_inner=a.inner,
-                largest=largest,
-                inverse=inverse,
-                activation=activation,
-                pitch=pitch,
-                row=row,
-                context=context or 0,
-                flags=LengthFlag.NONE if context is None else LengthFlag.LENGTH,
-            ),
-            reads=[
-                self.span(a, words, outer, inner),
-                Span(Space.VECTOR, largest, largest + rows),
-                Span(Space.VECTOR, inverse, inverse + rows),
-            ],
-            writes=[
-                Span(Space.ACTIVATION, activation, activation + rows * pitch),
-                Span(Space.SCALE, row, row + rows),
-            ],
-        )
-
-    def gemm(
-        self,
-        rows: int,
-        length: int,
-        columns: int,
-        weights: Address,
-        target: Rows | None,
-        *,
-        bias: bool = False,
-        activation: int = 0,
-        row: int = 0,
-        cache: int = -1,
-        context: int | None = None,
-        flags: GemmFlag = GemmFlag.NONE,
-        stride: int = 0,
-    ) -> None:
-        words, blocks = words_of(self.config, length), words_of(self.config, columns)
-        flags |= GemmFlag.FLOAT | (GemmFlag.BIAS if bias else GemmFlag.NONE)
-        writes = []
-        values: dict[str, int] = {}
-        if target is not None:
-            flags |= GemmFlag.ROWS
-            values |= {"target": target.start, "target_pitch": target.outer}
-            writes.append(self.span(target, blocks * PARAMETER_BEATS, rows))
-        reads = [Span(Space.ACTIVATION, activation, activation + rows * words), Span(Space.SCALE, row, row + rows)]
-        if cache >= 0:
-            reads.append(Span(Space.CACHE, cache, cache + 1))
-        self.builder.add(
-            Gemm(
-                rows=rows,
-                words=words,
-                activation=activation,
-                row=row,
-                blocks=blocks,
-                weights=weights,
-                output=Address(RESULTS, 0) if target is None else Address(0, 0),
-                context=context or 0,
-                stride=stride,
-                flags=flags,
-                **values,
-            ),
-            reads=reads,
-            writes=writes,
-        )
+    def layers(self, rows: range, block: RowBlock) -> Task:
+        """A row block through all layers."""
+        # Hidden states of all rows, then cosines, then sines.
+        offset = 0
+        for place in (block.x, block.cosines, block.sines):
+            if place.outer:
+                source = Address(INPUTS, (offset + rows.start * place.outer) * self.config.beat_bytes)
+                self.fetch(place.start, len(rows) * place.outer, source)
+            offset += self.step.rows * place.outer
+        for layer in range(len(self.spec.layers)):
+            yield from self.attention(layer, block)
+            yield from self.mlp(layer, block)
 
     # Parts of a layer.
 
-    def quantize_rows(self, source: Rows, words: int, rows: int) -> None:
-        """``rows`` rows, whose largest magnitudes are in the first scalars, to the first activation rows."""
-        largest, inverse = self.scalars
-        self.reciprocals(rows, largest, inverse)
-        self.quantize(words, source, outer=rows, largest=largest, inverse=inverse, activation=0)
-
-    def enter(self, name: str, layer: int, target: Rows) -> None:
+    def enter(self, name: str, layer: int, block: RowBlock, target: Activations) -> None:
         """What a branch begins with: the norm of all rows, quantized."""
-        x = Rows(self.x, self.words(self.spec.hidden))
-        self.normalize(name, layer, x, self.rows, target)
-        self.quantize_rows(target, x.outer, self.rows)
+        self.normalized(name, layer, block, block.x, block.rows, target)
 
-    def leave(self, name: str, layer: int, branch: Rows) -> None:
-        """What a branch ends with: the sum."""
-        x = Rows(self.x, self.words(self.spec.hidden))
-        self.vector(x.outer, branch, c=x, outer=self.rows, target=x)
+    def leave(self, name: str, layer: int, block: RowBlock) -> None:
+        """What a branch ends with, after the sum: nothing."""
 
-    def normalize(self, name: str, layer: int, x: Rows, rows: int, target: Rows) -> None:
-        """Norm of ``rows`` rows; their largest magnitudes are in the first scalars."""
+    def normalized(self, name: str, layer: int, block: RowBlock, x: Rows, rows: int, target: Activations) -> None:
+        """The norm of ``rows`` rows, quantized."""
+        words = self.words(self.spec.hidden)
+        with self.vectors.scope() as allocate:
+            normed, scalars = Rows(allocate(rows * words), words), Scalars(allocate(rows), allocate(rows))
+            self.normalize(name, layer, block, x, rows, normed, largest=scalars.largest)
+            self.reciprocals(rows, scalars)
+            self.quantize(words, normed, scalars, target, outer=rows)
+
+    def normalize(
+        self,
+        name: str,
+        layer: int,
+        block: RowBlock,
+        x: Rows,
+        rows: int,
+        target: Rows,
+        *,
+        largest: int | None = None,
+    ) -> None:
+        """Norm of ``rows`` rows, with their largest magnitudes."""
         spec = self.spec
         norm = self.layout.norm(name, layer)
         words = self.words(spec.hidden)
-        sums, factor = self.scalars
-        weight, bias = Rows(self.norm_parameters), Rows(self.norm_parameters + words)
+        weight, bias = Rows(block.norm), Rows(block.norm + words)
         centered = norm.bias is not None
         self.fetch(weight.start, (1 + centered) * words, self.layout.weights(name, layer))
-        if centered:
-            self.vector(words, x, outer=rows, reduce=Reduce.SUM, reduced=sums)
-            self.vector(rows, Rows(sums), b=float(np.float32(-1 / spec.hidden)), target=Rows(factor))
-            self.vector(words, x, c=Rows(factor, 1), broadcast=Step.C, outer=rows, target=target)
-            x = target
-        self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=sums)
-        self.root_mean_squares(rows, sums, factor, spec.hidden)
-        self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
+        with self.vectors.scope() as allocate:
+            sums, factor = allocate(rows), allocate(rows)
+            if centered:
+                self.vector(words, x, outer=rows, reduce=Reduce.SUM, reduced=sums)
+                self.vector(rows, Rows(sums), b=float(np.float32(-1 / spec.hidden)), target=Rows(factor))
+                self.vector(words, x, c=Rows(factor, 1), broadcast=Step.C, outer=rows, target=target)
+                x = target
+            self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=sums)
+            self.root_mean_squares(rows, sums, factor, spec.hidden)
+            self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
         self.vector(
             words,
             target,
             b=weight,
-            c=bias if centered else _MINUS_ZERO,
+            c=bias if centered else MINUS_ZERO,
             outer=rows,
             target=target,
-            reduce=Reduce.ABSOLUTE,
-            reduced=self.scalars[0],
+            reduce=Reduce.NONE if largest is None else Reduce.ABSOLUTE,
+            reduced=largest or 0,
         )
-
-    def attention(self, layer: int) -> None:
-        spec, rows = self.spec, self.rows
-        hidden, head = self.words(spec.hidden), self.words(spec.head_size)
-        heads = spec.heads + 2 * spec.key_heads
-        mark = self.arena.mark()
-        qkv = Rows(self.arena.allocate(rows * heads * head), heads * head, head)
-        scratch = self.arena.mark()
-        normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        self.enter("attention_norm", layer, normed)
-        linear = spec.layers[layer].attention.qkv
-        self.gemm(
-            rows,
-            spec.hidden,
-            heads * spec.head_size,
-            self.layout.weights("qkv", layer),
-            qkv,
-            bias=linear.bias is not None,
-        )
-        self.arena.release(scratch)
-        self.normalize_heads(layer, qkv)
-        if spec.rotary:
-            self.rotate(qkv)
-        largest, inverse = self.scalars
-        self.vector(head, qkv, outer=rows, inner=heads, reduce=Reduce.ABSOLUTE, reduced=largest)
-        self.reciprocals(rows * heads, largest, inverse)
-        self.append(layer, qkv, head, heads)
-        mixed = Rows(self.arena.allocate(rows * spec.heads * head), spec.heads * head, head)
-        if self.step.tokens == 1:
-            for row in range(rows):
-                self.attend_token(layer, row, qkv, mixed)
-        else:
-            self.attend_tokens(layer, qkv, mixed)
-        self.project(layer, mixed)
-        self.arena.release(mark)
-
-    def project(self, layer: int, mixed: Rows) -> None:
-        """The output projection of what the heads have found."""
-        spec, rows = self.spec, self.rows
-        hidden, width = self.words(spec.hidden), mixed.outer
-        self.vector(width, Rows(mixed.start, width), outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
-        self.quantize_rows(Rows(mixed.start, width), width, rows)
-        branch = Rows(self.arena.allocate(rows * hidden), hidden)
-        linear = spec.layers[layer].attention.output
-        self.gemm(
-            rows,
-            spec.heads * spec.head_size,
-            spec.hidden,
-            self.layout.weights("output", layer),
-            branch,
-            bias=linear.bias is not None,
-        )
-        self.leave("attention_norm", layer, branch)
-
-    def normalize_heads(self, layer: int, qkv: Rows) -> None:
-        """RMS norms of query and key heads, in the families that have them."""
-        spec, rows = self.spec, self.rows
-        head = self.words(spec.head_size)
-        attention = spec.layers[layer].attention
-        for name, first, count in (("query_norm", 0, spec.heads), ("key_norm", spec.heads, spec.key_heads)):
-            if getattr(attention, name) is None:
-                continue
-            mark = self.arena.mark()
-            weight = self.arena.allocate(head)
-            part = Rows(qkv.start + first * head, qkv.outer, qkv.inner)
-            self.fetch(weight, head, self.layout.weights(name, layer))
-            squares, factor = self.scalars
-            self.vector(head, part, square=True, outer=rows, inner=count, reduce=Reduce.SUM, reduced=squares)
-            self.root_mean_squares(rows * count, squares, factor, spec.head_size)
-            scaled = {"outer": rows, "inner": count, "target": part}
-            self.vector(head, part, b=Rows(factor, count, 1), broadcast=Step.B, **scaled)
-            self.vector(head, part, b=Rows(weight), **scaled)
-            self.arena.release(mark)
 
     def root_mean_squares(self, count: int, squares: int, factor: int, length: int) -> None:
         """Reciprocal roots of the means of ``count`` sums of ``length`` squares."""
@@ -597,49 +294,167 @@ class StepCompiler:
             target=Rows(factor),
         )
 
-    def rotate(self, qkv: Rows) -> None:
+    def project_in(
+        self, name: str, layer: int, linear: Linear, block: RowBlock, source: Activations, target: Rows, heads: range
+    ) -> None:
+        """Some heads of the Linear layer that attention begins with."""
+        size = words_of(self.config, self.spec.head_size)
+        self.gemm(
+            block.rows,
+            words_of(self.config, self.spec.hidden),
+            len(heads) * size,
+            source,
+            self.layout.weight_block(name, layer, linear, heads.start * size),
+            target,
+            bias=linear.bias is not None,
+        )
+
+    def branch_out(
+        self, name: str, norm: str, layer: int, linear: Linear, block: RowBlock, source: Activations
+    ) -> Task:
+        """The Linear layer that a branch ends with, and the sum."""
+        columns, length = linear.weights.mantissa.shape
+        blocks = words_of(self.config, columns)
+        count = COLUMN_PARTS
+        edges = [blocks * part // count for part in range(count + 1)]
+        parts = [range(begin, end) for begin, end in pairwise(edges) if begin < end]
+        with self.vectors.scope() as allocate:
+            results = []
+            for part in parts:
+                words = len(part) * PARAMETER_BEATS
+                results.append(Rows(allocate(block.rows * words), words))
+                self.gemm(
+                    block.rows,
+                    words_of(self.config, length),
+                    len(part),
+                    source,
+                    self.layout.weight_block(name, layer, linear, part.start),
+                    results[-1],
+                    bias=linear.bias is not None,
+                )
+            yield
+            for part, result in zip(parts, results, strict=True):
+                x = Rows(block.x.start + part.start * PARAMETER_BEATS, block.x.outer)
+                self.vector(result.outer, result, c=x, outer=block.rows, target=x)
+        self.leave(norm, layer, block)
+
+    def attention(self, layer: int, block: RowBlock) -> Task:
+        spec, rows = self.spec, block.rows
+        head = self.words(spec.head_size)
+        linear = spec.layers[layer].attention.qkv
+        rotated = spec.heads + spec.key_heads
+        with self.vectors.scope() as allocate:
+            queries_keys, values = (
+                Rows(allocate(rows * count * head), count * head, head) for count in (rotated, spec.key_heads)
+            )
+            with self.activations(rows, words_of(self.config, spec.hidden)) as source:
+                self.enter("attention_norm", layer, block, source)
+                for target, heads in (
+                    (queries_keys, range(rotated)),
+                    (values, range(rotated, rotated + spec.key_heads)),
+                ):
+                    self.project_in("qkv", layer, linear, block, source, target, heads)
+                yield
+            self.normalize_heads(layer, block, queries_keys)
+            if spec.rotary:
+                self.rotate(block, queries_keys)
+            keys = Rows(queries_keys.start + spec.heads * head, queries_keys.outer, head)
+            scalars, value_scalars = (
+                Scalars(allocate(rows * count), allocate(rows * count)) for count in (rotated, spec.key_heads)
+            )
+            mixed = Rows(allocate(rows * spec.heads * head), spec.heads * head, head)
+            if self.step.tokens == 1:
+                self.measure(head, queries_keys, scalars, outer=rows, inner=rotated)
+                tasks = (
+                    self.attend_token(layer, row, queries_keys, scalars, values, value_scalars, mixed)
+                    for row in range(rows)
+                )
+            else:
+                self.measure(head, keys, scalars, outer=rows, inner=spec.key_heads)
+                self.append(layer, 0, keys, scalars, rows, value=False, context=block.context, offset=rows)
+                tasks = (
+                    self.attend_tokens(layer, block, key_head, queries_keys, values, value_scalars, mixed)
+                    for key_head in range(spec.key_heads)
+                )
+            yield from interleave(tasks, self.depth)
+            yield from self.project(layer, block, mixed)
+
+    def project(self, layer: int, block: RowBlock, mixed: Rows) -> Task:
+        """The output projection of what the heads have found."""
+        rows, width = block.rows, mixed.outer
+        linear = self.spec.layers[layer].attention.output
+        with self.activations(rows, width // PARAMETER_BEATS) as source, self.vectors.scope() as allocate:
+            scalars = Scalars(allocate(rows), allocate(rows))
+            every = Rows(mixed.start, width)
+            self.measure(width, every, scalars, outer=rows)
+            self.quantize(width, every, scalars, source, outer=rows)
+            yield from self.branch_out("output", "attention_norm", layer, linear, block, source)
+
+    def normalize_heads(self, layer: int, block: RowBlock, queries_keys: Rows) -> None:
+        """RMS norms of query and key heads, in the families that have them."""
+        spec, rows = self.spec, block.rows
+        head = self.words(spec.head_size)
+        attention = spec.layers[layer].attention
+        for name, first, count in (("query_norm", 0, spec.heads), ("key_norm", spec.heads, spec.key_heads)):
+            if getattr(attention, name) is None:
+                continue
+            with self.vectors.scope() as allocate:
+                weight, squares, factor = allocate(head), allocate(rows * count), allocate(rows * count)
+                part = Rows(queries_keys.start + first * head, queries_keys.outer, queries_keys.inner)
+                self.fetch(weight, head, self.layout.weights(name, layer))
+                self.vector(head, part, square=True, outer=rows, inner=count, reduce=Reduce.SUM, reduced=squares)
+                self.root_mean_squares(rows * count, squares, factor, spec.head_size)
+                scaled = {"outer": rows, "inner": count, "target": part}
+                self.vector(head, part, b=Rows(factor, count, 1), broadcast=Step.B, **scaled)
+                self.vector(head, part, b=Rows(weight), **scaled)
+
+    def rotate(self, block: RowBlock, queries_keys: Rows) -> None:
         """Rotary positions of queries and keys: pairs (k, k + D / 2)."""
-        spec, rows = self.spec, self.rows
+        spec, rows = self.spec, block.rows
         half = self.words(spec.head_size // 2)
         count = spec.heads + spec.key_heads
-        mark = self.arena.mark()
-        products = [Rows(self.arena.allocate(rows * count * half), count * half, half) for _ in range(2)]
-        first, second = qkv, Rows(qkv.start + half, qkv.outer, qkv.inner)
-        cosines, sines = Rows(self.cosines, half), Rows(self.sines, half)
-        for part, product in zip((second, first), products, strict=True):
-            self.vector(half, part, b=sines, outer=rows, inner=count, target=product)
-        for part, product, combine in (
-            (first, products[0], Combine.SUBTRACT),
-            (second, products[1], Combine.ADD),
-        ):
-            self.vector(half, part, b=cosines, c=product, combine=combine, outer=rows, inner=count, target=part)
-        self.arena.release(mark)
+        first, second = queries_keys, Rows(queries_keys.start + half, queries_keys.outer, queries_keys.inner)
+        with self.vectors.scope() as allocate:
+            products = [Rows(allocate(rows * count * half), count * half, half) for _ in range(2)]
+            for part, product in zip((second, first), products, strict=True):
+                self.vector(half, part, b=block.sines, outer=rows, inner=count, target=product)
+            for part, product, combine in (
+                (first, products[0], Combine.SUBTRACT),
+                (second, products[1], Combine.ADD),
+            ):
+                self.vector(
+                    half, part, b=block.cosines, c=product, combine=combine, outer=rows, inner=count, target=part
+                )
 
-    def append(self, layer: int, qkv: Rows, head: int, heads: int) -> None:
-        """Keys and values of the new tokens to the caches."""
-        spec, tokens = self.spec, self.step.tokens
-        for number, slot in enumerate(self.step.slots):
-            for value in (False, True):
-                # Scalars of a token's heads follow each other, but not those of several tokens' keys.
-                for token in range(tokens):
-                    first = (number * tokens + token) * heads + spec.heads + value * spec.key_heads
-                    self.append_token(layer, slot, value, qkv.start + first * head, first, number, tokens - token)
+    def cache(self, layer: int, number: int, *, value: bool) -> int:
+        """Number of a sequence's keys or values, for what waits for what."""
+        return 2 * (layer * len(self.step.slots) + number) + value
 
-    def append_token(
-        self, layer: int, slot: int, value: bool, start: int, scalar: int, context: int, offset: int
+    def append(
+        self,
+        layer: int,
+        number: int,
+        place: Rows,
+        scalars: Scalars,
+        tokens: int,
+        *,
+        value: bool,
+        context: int,
+        offset: int,
     ) -> None:
-        """Keys or values of all heads of a token, from word ``start``, ``offset`` tokens before a context's end."""
+        """Keys or values of ``tokens`` tokens, the first ``offset`` before the end of its context, to a cache."""
         spec, layout = self.spec, self.layout
-        head = self.words(spec.head_size)
-        largest, inverse = (first + scalar for first in self.scalars)
-        self.builder.add(
+        slot = self.step.slots[number]
+        self.append_to(
             Append(
-                words=head,
+                words=self.words(spec.head_size),
+                outer=tokens,
                 inner=spec.key_heads,
-                a_start=start,
-                a_inner=head,
-                largest=largest,
-                inverse=inverse,
+                a_start=place.start,
+                a_outer=place.outer,
+                a_inner=place.inner,
+                largest=scalars.largest,
+                inverse=scalars.inverse,
                 context=context,
                 offset=offset,
                 cache=layout.cache("values" if value else "keys", layer, slot),
@@ -649,211 +464,276 @@ class StepCompiler:
                 scale_stride=layout.scale_beats if value else 0,
                 flags=AppendFlag.VALUE if value else AppendFlag.KEY,
             ),
-            reads=[
-                self.span(Rows(start, 0, head), head, 1, spec.key_heads),
-                Span(Space.VECTOR, largest, largest + spec.key_heads),
-                Span(Space.VECTOR, inverse, inverse + spec.key_heads),
-            ],
-            writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
+            self.cache(layer, number, value=value),
         )
 
-    def attend_token(self, layer: int, row: int, qkv: Rows, mixed: Rows) -> None:
+    def attend_token(
+        self,
+        layer: int,
+        row: int,
+        queries_keys: Rows,
+        scalars: Scalars,
+        values: Rows,
+        value_scalars: Scalars,
+        mixed: Rows,
+    ) -> Task:
         """One new token of a sequence: all heads together."""
         spec = self.spec
-        head, heads = self.words(spec.head_size), spec.heads + 2 * spec.key_heads
-        largest, inverse = self.scalars
-        mark = self.arena.mark()
-        self.quantize(
-            head,
-            Rows(qkv.start + row * qkv.outer, 0, head),
-            inner=spec.heads,
-            largest=largest + row * heads,
-            inverse=inverse + row * heads,
-            activation=0,
-        )
-        self.attend(
-            layer,
-            number=row,
-            key_heads=range(spec.key_heads),
-            tokens=1,
-            target=Rows(mixed.start + row * mixed.outer, spec.group * head, head),
-        )
-        self.arena.release(mark)
-
-    def attend_tokens(self, layer: int, qkv: Rows, mixed: Rows) -> None:
-        """Several new tokens of one sequence: one key head after the other."""
-        spec, tokens = self.spec, self.step.tokens
         head = self.words(spec.head_size)
-        for key_head in range(spec.key_heads):
-            mark = self.arena.mark()
-            largest, inverse = (self.arena.allocate(tokens * spec.group) for _ in range(2))
-            queries = Rows(qkv.start + key_head * spec.group * head, qkv.outer, head)
-            self.vector(head, queries, outer=tokens, inner=spec.group, reduce=Reduce.ABSOLUTE, reduced=largest)
-            self.reciprocals(tokens * spec.group, largest, inverse)
-            self.quantize(
-                head,
-                queries,
-                outer=tokens,
-                inner=spec.group,
-                largest=largest,
-                inverse=inverse,
-                activation=0,
-            )
-            self.attend(
-                layer,
-                number=0,
-                key_heads=range(key_head, key_head + 1),
-                tokens=tokens,
-                target=Rows(mixed.start + key_head * spec.group * head, mixed.outer, head),
-            )
-            self.arena.release(mark)
+        first, count = spec.heads * head, spec.heads + spec.key_heads
+        queries = Rows(queries_keys.start + row * queries_keys.outer, 0, head)
+        keys = Rows(queries.start + first, 0, head)
+        own, position = scalars.after(row * count), {"context": row, "offset": 1}
 
-    def attend(self, layer: int, *, number: int, key_heads: range, tokens: int, target: Rows) -> None:
+        def append_values() -> None:
+            if row == 0:
+                self.measure(head, values, value_scalars, outer=self.step.rows, inner=spec.key_heads)
+            place = Rows(values.start + row * values.outer, 0, head)
+            self.append(layer, row, place, value_scalars.after(row * spec.key_heads), 1, value=True, **position)
+
+        self.append(layer, row, keys, own.after(spec.heads), 1, value=False, **position)
+        with self.activations(spec.heads, words_of(self.config, spec.head_size)) as source:
+            self.quantize(head, queries, own, source, inner=spec.heads)
+            yield from self.attend(
+                layer,
+                source,
+                number=row,
+                context=row,
+                key_heads=range(spec.key_heads),
+                tokens=1,
+                target=Rows(mixed.start + row * mixed.outer, spec.group * head, head),
+                append_values=append_values,
+            )
+
+    def attend_tokens(
+        self,
+        layer: int,
+        block: RowBlock,
+        key_head: int,
+        queries_keys: Rows,
+        values: Rows,
+        value_scalars: Scalars,
+        mixed: Rows,
+    ) -> Task:
+        """Several new tokens of one sequence: the query heads of a key head, with the first of which go the values."""
+
+        def append_values() -> None:
+            if key_head == 0:
+                self.measure(values.inner, values, value_scalars, outer=block.rows, inner=self.spec.key_heads)
+                position = {"context": block.context, "offset": block.rows}
+                self.append(layer, 0, values, value_scalars, block.rows, value=True, **position)
+
+        yield from self.attend_heads(layer, block, key_head, queries_keys, mixed, append_values)
+
+    def attend_heads(
+        self,
+        layer: int,
+        block: RowBlock,
+        key_head: int,
+        queries: Rows,
+        mixed: Rows,
+        append_values: Callable[[], None],
+    ) -> Task:
+        """The query heads of a key head, for all rows of a block."""
+        spec = self.spec
+        head, rows = self.words(spec.head_size), block.rows * spec.group
+        first = key_head * spec.group * head
+        with (
+            self.vectors.scope() as allocate,
+            self.activations(rows, words_of(self.config, spec.head_size)) as source,
+        ):
+            scalars = Scalars(allocate(rows), allocate(rows))
+            part = Rows(queries.start + first, queries.outer, head)
+            self.measure(head, part, scalars, outer=block.rows, inner=spec.group)
+            self.quantize(head, part, scalars, source, outer=block.rows, inner=spec.group)
+            yield from self.attend(
+                layer,
+                source,
+                number=0,
+                context=block.context,
+                key_heads=range(key_head, key_head + 1),
+                tokens=block.rows,
+                target=Rows(mixed.start + first, mixed.outer, head),
+                append_values=append_values,
+            )
+
+    def attend(
+        self,
+        layer: int,
+        queries: Activations,
+        *,
+        number: int,
+        context: int,
+        key_heads: range,
+        tokens: int,
+        target: Rows,
+        append_values: Callable[[], None],
+    ) -> Task:
         """Attention of quantized queries, rows (token or key head, head of the group), to a sequence's cache.
 
-        ``target`` is where row (i, j) of the result goes.
+        ``target`` is where row (i, j) of the result goes. ``append_values`` adds what values are not in the cache yet.
         """
         spec, layout, config = self.spec, self.layout, self.config
         slot = self.step.slots[number]
-        head = self.words(spec.head_size)
-        context = words_of(config, self.step.context) * config.array_size
-        pitch = self.words(context)
+        head, query_words = self.words(spec.head_size), words_of(config, spec.head_size)
+        blocks = words_of(config, self.step.context)
+        pitch = blocks * PARAMETER_BEATS
         group = spec.group
         outer = len(key_heads) if tokens == 1 else tokens
         rows = outer * group
         per_head = rows // len(key_heads)
-        scores = Rows(self.arena.allocate(rows * pitch), group * pitch, pitch)
-        scales = self.arena.allocate(len(key_heads) * pitch)
-        peaks, sums, largest, inverse = (self.arena.allocate(rows) for _ in range(4))
-        query_words = words_of(config, spec.head_size)
-        for i, key_head in enumerate(key_heads):
-            self.gemm(
-                per_head,
-                spec.head_size,
-                context,
-                layout.cache("keys", layer, slot, key_head),
-                Rows(scores.start + i * per_head * pitch, pitch),
-                activation=i * per_head * query_words,
-                row=i * per_head,
-                cache=2 * layer,
-                context=number,
-                flags=GemmFlag.BLOCKS,
-            )
-            self.fetch(
-                scales + i * pitch,
-                pitch,
-                layout.cache("scales", layer, slot, key_head),
-                dynamic=number,
-                cache=2 * layer + 1,
-            )
-        factor = float(np.float32(spec.head_size**-0.5))
-        window = spec.layers[layer].attention.window
-        mask = {"context": number, "mask": True, "outer": outer, "inner": group}
-        if window < self.step.context:
-            mask["window"] = window
-        if tokens > 1 and self.causal:
-            mask["causal_offset"] = tokens - 1
-        self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
-        self.vector(
-            pitch,
-            scores,
-            b=factor,
-            c=Rows(peaks, group, 1),
-            broadcast=Step.C,
-            combine=Combine.SUBTRACT,
-            function=Function.EXPONENTIAL,
-            target=scores,
-            reduce=Reduce.SUM,
-            reduced=sums,
-            **mask,
-        )
-        self.vector(
-            pitch,
-            scores,
-            b=Rows(scales, pitch if tokens == 1 else 0, 0),
-            target=scores,
-            reduce=Reduce.ABSOLUTE,
-            reduced=largest,
-            **mask,
-        )
-        self.reciprocals(rows, largest, inverse)
-        weights = rows * query_words
-        self.quantize(
-            pitch,
-            scores,
-            outer=outer,
-            inner=group,
-            largest=largest,
-            inverse=inverse,
-            activation=weights,
-            row=rows,
-            context=number,
-        )
-        values = Rows(self.arena.allocate(rows * head), group * head, head)
-        for i, key_head in enumerate(key_heads):
-            self.gemm(
-                per_head,
-                context,
-                spec.head_size,
-                layout.cache("values", layer, slot, key_head),
-                Rows(values.start + i * per_head * head, head),
-                activation=weights + i * per_head * words_of(config, context),
-                row=rows + i * per_head,
-                cache=2 * layer + 1,
-                context=number,
-                flags=GemmFlag.WORDS,
-                stride=value_stride(config, layout.context),
-            )
-        self.vector(rows, Rows(sums), function=Function.RECIPROCAL, target=Rows(sums))
-        self.vector(head, values, b=Rows(sums, group, 1), broadcast=Step.B, outer=outer, inner=group, target=target)
+        keys, values = (self.cache(layer, number, value=value) for value in (False, True))
+        with self.vectors.scope() as allocate:
+            found = Rows(allocate(rows * head), group * head, head)
+            sums = allocate(rows)
+            with self.vectors.scope() as allocate_inner, self.activations(rows, blocks) as weights:
+                scores = Rows(allocate_inner(rows * pitch), group * pitch, pitch)
+                scales = allocate_inner(len(key_heads) * pitch)
+                peaks = allocate_inner(rows)
+                scalars = Scalars(allocate_inner(rows), allocate_inner(rows))
+                for i, key_head in enumerate(key_heads):
+                    self.gemm(
+                        per_head,
+                        query_words,
+                        blocks,
+                        queries.after(i * per_head, query_words),
+                        layout.cache("keys", layer, slot, key_head),
+                        Rows(scores.start + i * per_head * pitch, pitch),
+                        cache=keys,
+                        context=context,
+                        flags=GemmFlag.BLOCKS,
+                    )
+                # Values are not needed before the first scores, but what is fetched has to wait for the stream.
+                append_values()
+                for i, key_head in enumerate(key_heads):
+                    source = layout.cache("scales", layer, slot, key_head)
+                    self.fetch(scales + i * pitch, pitch, source, dynamic=context, cache=values)
+                yield
+                factor = float(np.float32(spec.head_size**-0.5))
+                window = spec.layers[layer].attention.window
+                mask = {"context": context, "mask": True, "outer": outer, "inner": group}
+                if window < self.step.context:
+                    mask["window"] = window
+                if tokens > 1 and self.causal:
+                    mask["causal_offset"] = tokens - 1
+                self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
+                self.vector(
+                    pitch,
+                    scores,
+                    b=factor,
+                    c=Rows(peaks, group, 1),
+                    broadcast=Step.C,
+                    combine=Combine.SUBTRACT,
+                    function=Function.EXPONENTIAL,
+                    target=scores,
+                    reduce=Reduce.SUM,
+                    reduced=sums,
+                    **mask,
+                )
+                self.vector(
+                    pitch,
+                    scores,
+                    b=Rows(scales, pitch if tokens == 1 else 0, 0),
+                    target=scores,
+                    reduce=Reduce.ABSOLUTE,
+                    reduced=scalars.largest,
+                    **mask,
+                )
+                self.reciprocals(rows, scalars)
+                self.quantize(pitch, scores, scalars, weights, outer=outer, inner=group, context=context)
+                for i, key_head in enumerate(key_heads):
+                    self.gemm(
+                        per_head,
+                        blocks,
+                        query_words,
+                        weights.after(i * per_head, blocks),
+                        layout.cache("values", layer, slot, key_head),
+                        Rows(found.start + i * per_head * head, head),
+                        cache=values,
+                        context=context,
+                        flags=GemmFlag.WORDS,
+                        stride=value_stride(config, layout.context),
+                    )
+                self.vector(rows, Rows(sums), function=Function.RECIPROCAL, target=Rows(sums))
+                yield
+            self.vector(head, found, b=Rows(sums, group, 1), broadcast=Step.B, outer=outer, inner=group, target=target)
 
-    def mlp(self, layer: int) -> None:
-        spec, rows, chunks = self.spec, self.rows, self.layout.chunks
-        hidden, inner = self.words(spec.hidden), self.words(spec.inner)
+    def mlp(self, layer: int, block: RowBlock) -> Task:
+        spec, rows, chunks = self.spec, block.rows, self.layout.chunks
+        inner = self.words(spec.inner)
         part = inner // chunks
-        mark = self.arena.mark()
-        product = Rows(self.arena.allocate(rows * inner), inner)
-        scratch = self.arena.mark()
-        normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        self.enter("mlp_norm", layer, normed)
-        self.arena.release(scratch)
-        buffers = min(chunks, 2)
         mlp = spec.layers[layer].mlp
-        parts = 1 if mlp.gate is None else 2
-        gate_up = [Rows(self.arena.allocate(rows * parts * part), parts * part) for _ in range(buffers)]
-        between = Rows(self.arena.allocate(rows * part), part)
-        for chunk in range(chunks):
-            gate = gate_up[chunk % buffers]
-            target = Rows(product.start + chunk * part, inner)
-            self.gemm(
-                rows,
-                spec.hidden,
-                parts * spec.inner // chunks,
-                self.layout.weights(f"gate_up_{chunk}", layer),
-                gate,
-                bias=any(linear is not None and linear.bias is not None for linear in (mlp.gate, mlp.up)),
-            )
-            if mlp.gate is None:
-                self.activate(mlp.activation, part, gate, between, target)
-            else:
-                self.activate(mlp.activation, part, gate, between, gate)
-                self.vector(part, gate, b=Rows(gate.start + part, gate.outer), outer=rows, target=target)
-        self.vector(inner, product, outer=rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
-        self.quantize_rows(product, inner, rows)
-        self.arena.release(scratch)
-        branch = Rows(self.arena.allocate(rows * hidden), hidden)
-        self.gemm(
-            rows, spec.inner, spec.hidden, self.layout.weights("down", layer), branch, bias=mlp.down.bias is not None
-        )
-        self.leave("mlp_norm", layer, branch)
-        self.arena.release(mark)
+        with self.vectors.scope() as allocate:
+            product = Rows(allocate(rows * inner), inner)
+            scalars = Scalars(allocate(rows), allocate(rows))
+            with (
+                self.vectors.scope() as allocate_inner,
+                self.activations(rows, words_of(self.config, spec.hidden)) as source,
+            ):
+                self.enter("mlp_norm", layer, block, source)
+                # Another row block has the array in the meantime, or the next part.
+                buffers = 1 if self.at_a_time > 1 else min(chunks, 2)
+                parts = 1 if mlp.gate is None else 2
+                results = [Rows(allocate_inner(rows * parts * part), parts * part) for _ in range(buffers)]
+                between = Rows(allocate_inner(rows * part), part)
+                largest = allocate_inner(rows)
+                for chunk in range(chunks):
+                    result = results[chunk % buffers]
+                    self.gemm(
+                        rows,
+                        words_of(self.config, spec.hidden),
+                        parts * part // PARAMETER_BEATS,
+                        source,
+                        self.layout.weights(f"gate_up_{chunk}", layer),
+                        result,
+                        bias=any(linear is not None and linear.bias is not None for linear in (mlp.gate, mlp.up)),
+                    )
+                    yield
+                    target = Rows(product.start + chunk * part, inner)
+                    up = None if mlp.gate is None else Rows(result.start + part, result.outer)
+                    self.activate(
+                        mlp.activation,
+                        rows,
+                        part,
+                        result,
+                        up,
+                        between,
+                        target,
+                        scalars.largest if chunk == 0 else largest,
+                    )
+                    if chunk:
+                        self.vector(
+                            rows,
+                            Rows(largest),
+                            c=Rows(scalars.largest),
+                            combine=Combine.MAXIMUM,
+                            target=Rows(scalars.largest),
+                        )
+            with self.activations(rows, words_of(self.config, spec.inner)) as source:
+                self.reciprocals(rows, scalars)
+                self.quantize(inner, product, scalars, source, outer=rows)
+                yield from self.branch_out("down", "mlp_norm", layer, mlp.down, block, source)
 
-    def activate(self, activation: Activation, words: int, x: Rows, between: Rows, target: Rows) -> None:
-        """Activation function of rows of ``words`` words; ``between`` has room for them."""
+    def activate(
+        self,
+        activation: Activation,
+        rows: int,
+        words: int,
+        x: Rows,
+        up: Rows | None,
+        between: Rows,
+        target: Rows,
+        largest: int,
+    ) -> None:
+        """Activation function of rows of ``words`` words, times ``up`` if there is one, and their largest magnitudes.
+
+        ``between`` has room for the rows.
+        """
         operands = {INPUT: x, RESULT: between}
-        *passes, last = activation.value
-        for step, result in (*((step, between) for step in passes), (last, target)):
+        passes = activation.value
+        for number, step in enumerate(passes, 1):
             square = step.a == step.b
+            final = up is None and number == len(passes)
             self.vector(
                 words,
                 operands[step.a],
@@ -862,30 +742,35 @@ class StepCompiler:
                 square=square,
                 combine=step.combine,
                 function=step.function,
-                outer=self.rows,
-                target=result,
+                outer=rows,
+                target=target if final else between,
+                reduce=Reduce.ABSOLUTE if final else Reduce.NONE,
+                reduced=largest if final else 0,
             )
+        if up is not None:
+            self.vector(words, between, b=up, outer=rows, target=target, reduce=Reduce.ABSOLUTE, reduced=largest)
 
-    def head(self) -> None:
+    def head(self, blocks: Sequence[RowBlock]) -> None:
         """Last norm and logits of each sequence's last token, or of all."""
         spec = self.spec
         assert isinstance(spec, DecoderSpec)
-        tokens = 1 if self.step.all_logits else self.step.tokens
-        hidden = self.words(spec.hidden)
-        rows = self.rows // tokens
-        last = Rows(self.x + (tokens - 1) * hidden, tokens * hidden)
-        normed = Rows(self.arena.allocate(rows * hidden), hidden)
-        self.normalize("norm", 0, last, rows, normed)
-        self.quantize_rows(normed, hidden, rows)
-        self.gemm(
-            rows,
-            spec.hidden,
-            spec.vocabulary,
-            self.layout.weights("head"),
-            None,
-            bias=spec.head.bias is not None,
-        )
-
-
-def _bits(value: float) -> int:
-    return int(np.float32(value).view(np.uint32))
+        words = words_of(self.config, spec.hidden)
+        if self.step.logits == "all" or self.step.tokens == 1:
+            wanted = [(block, block.x, block.rows) for block in blocks]
+        else:
+            block = blocks[-1]
+            wanted = [(block, Rows(block.x.start + (block.rows - 1) * block.x.outer, block.x.outer), 1)]
+        with self.activations(self.step.result_rows, words) as source:
+            first = 0
+            for block, x, rows in wanted:
+                self.normalized("norm", 0, block, x, rows, source.after(first, words))
+                first += rows
+            self.gemm(
+                first,
+                words,
+                words_of(self.config, spec.vocabulary),
+                source,
+                self.layout.weights("head"),
+                None,
+                bias=spec.head.bias is not None,
+            )

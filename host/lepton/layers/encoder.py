@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lepton_hw.commands import COMMAND_BYTES, Address, Command, Context, Reduce, Store, encode, encode_list
+from lepton_hw.commands import COMMAND_BYTES, Address, Command, Context, encode, encode_list
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import words_of
 from lepton_hw.numerics import F32
 
 from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
-from .builder import Space, Span
-from .decoder import INPUTS, RESULTS, Layout, Rows, StepCompiler, StepShape, obstacle
+from .decoder import BLOCKS_AT_A_TIME, RowBlock, StepCompiler, StepShape, compile_deepest
+from .emit import Activations, Rows, Scalars
 from .engine import check_length
+from .layout import INPUTS, RESULTS, Layout, obstacle
+from .schedule import Task, interleave
 from .spec import EncoderSpec, Linear, Norm, rows_of
 
 _TOKENS, _PADDED = range(2)
@@ -48,10 +50,13 @@ class PassCompiler(StepCompiler):
 
     causal = False
 
-    def __init__(self, layout: EncoderLayout, *, blocks: int, rows: int) -> None:
-        self.blocks = blocks
+    def __init__(self, layout: EncoderLayout, *, blocks: int, rows: int, depth: int) -> None:
         self.padded = blocks * rows
-        super().__init__(layout, StepShape(slots=(0,), tokens=rows, context=self.padded), blocks=blocks)
+        self.numbers = range(blocks)
+        step = StepShape(slots=(0,), tokens=rows, context=self.padded, logits="none")
+        super().__init__(layout, step, depth=depth, states=blocks)
+        self.at_a_time = min(blocks, depth, BLOCKS_AT_A_TIME)
+        """Row blocks that are in a layer together."""
 
     def compile(self) -> list[Command]:
         """The list. It begins with the CONTEXT command, whose first number is to be set to the tokens of the sequence.
@@ -62,92 +67,81 @@ class PassCompiler(StepCompiler):
         Raises :class:`InputError` if the pass needs more memory on chip than there is.
         """
         self.builder.add(Context(first=0, tokens=(0, self.padded)))
-        self.reserve()
+        places = [self.reserve(self.step.tokens, _TOKENS) for _ in range(self.at_a_time)]
         for layer in range(len(self.spec.layers)):
-            for block in range(self.blocks):
-                self.keys_values(layer, block)
-            for block in range(self.blocks):
-                self.queries(layer, block)
+            for part in (self.keys_values, self.queries):
+                tasks = (part(layer, number, places[number % self.at_a_time]) for number in self.numbers)
+                for _ in interleave(tasks, self.at_a_time):
+                    pass
         return self.builder.finish()
 
-    def keys_values(self, layer: int, block: int) -> None:
+    def keys_values(self, layer: int, number: int, block: RowBlock) -> Task:
         """Keys and values of a row block to the caches."""
-        spec, rows = self.spec, self.rows
-        head, heads = self.words(spec.head_size), 2 * spec.key_heads
-        largest, inverse = self.scalars
-        mark = self.arena.mark()
-        found = Rows(self.arena.allocate(rows * heads * head), heads * head, head)
-        self.hidden_states(layer, block)
-        self.project_in("key_value", layer, found, heads)
-        self.vector(head, found, outer=rows, inner=heads, reduce=Reduce.ABSOLUTE, reduced=largest)
-        self.reciprocals(rows * heads, largest, inverse)
-        for value in (False, True):
-            for token in range(rows):
-                first = token * heads + value * spec.key_heads
-                offset = self.padded - block * rows - token
-                self.append_token(layer, 0, value, found.start + first * head, first, _PADDED, offset)
-        self.arena.release(mark)
+        spec, rows = self.spec, block.rows
+        head, heads = self.words(spec.head_size), spec.key_heads
+        with self.vectors.scope() as allocate, self.activations(rows, words_of(self.config, spec.hidden)) as source:
+            found = Rows(allocate(rows * 2 * heads * head), 2 * heads * head, head)
+            self.hidden_states(layer, number, block)
+            self.quantize_states(block, source)
+            linear = spec.layers[layer].attention.qkv
+            self.project_in("key_value", layer, linear, block, source, found, range(2 * heads))
+            yield
+            places = found, Rows(found.start + heads * head, found.outer, head)
+            scalars = [Scalars(allocate(rows * heads), allocate(rows * heads)) for _ in places]
+            position = {"context": _PADDED, "offset": self.padded - number * rows}
+            for value, place, own in zip((False, True), places, scalars, strict=True):
+                self.measure(head, place, own, outer=rows, inner=heads)
+                self.append(layer, 0, place, own, rows, value=value, **position)
 
-    def queries(self, layer: int, block: int) -> None:
+    def queries(self, layer: int, number: int, block: RowBlock) -> Task:
         """A row block through the layer, when all keys and values are there."""
-        spec, rows = self.spec, self.rows
+        spec, rows = self.spec, block.rows
         head, hidden = self.words(spec.head_size), self.words(spec.hidden)
-        mark = self.arena.mark()
-        found, mixed = (Rows(self.arena.allocate(rows * spec.heads * head), spec.heads * head, head) for _ in range(2))
-        self.hidden_states(layer, block)
-        self.project_in("query", layer, found, spec.heads)
-        self.attend_tokens(layer, found, mixed)
-        self.project(layer, mixed)
-        self.arena.release(mark)
-        self.mlp(layer)
-        self.builder.add(
-            Store(words=hidden, outer=rows, a_start=self.x, a_outer=hidden, output=self.place(RESULTS, block)),
-            reads=[self.span(Rows(self.x, hidden), hidden, rows)],
-            writes=[self.states(block)],
-        )
+        with self.vectors.scope() as allocate:
+            found, mixed = (Rows(allocate(rows * spec.heads * head), spec.heads * head, head) for _ in range(2))
+            self.hidden_states(layer, number, block)
+            with self.activations(rows, words_of(self.config, spec.hidden)) as source:
+                self.quantize_states(block, source)
+                linear = spec.layers[layer].attention.qkv
+                self.project_in("query", layer, linear, block, source, found, range(spec.heads))
+                yield
+            tasks = (
+                self.attend_heads(layer, block, key_head, found, mixed, lambda: None)
+                for key_head in range(spec.key_heads)
+            )
+            yield from interleave(tasks, self.depth)
+            yield from self.project(layer, block, mixed)
+        yield from self.mlp(layer, block)
+        self.store(hidden, block.x, self.place(RESULTS, number), self.states(number), outer=rows)
 
-    def place(self, base: int, block: int) -> Address:
+    def place(self, base: int, number: int) -> Address:
         """Where the hidden states of a row block are in memory."""
-        return Address(base, 4 * block * self.rows * self.spec.hidden)
+        return Address(base, 4 * number * self.step.tokens * self.spec.hidden)
 
-    def states(self, block: int) -> Span:
-        """The hidden states of a row block, which share a space with the caches."""
-        first = 2 * len(self.spec.layers) + block
-        return Span(Space.CACHE, first, first + 1)
+    def states(self, number: int) -> int:
+        """Number of the hidden states of a row block, behind the caches."""
+        return 2 * len(self.spec.layers) + number
 
-    def hidden_states(self, layer: int, block: int) -> None:
+    def hidden_states(self, layer: int, number: int, block: RowBlock) -> None:
         """The hidden states that a layer has before it."""
-        words = self.rows * self.words(self.spec.hidden)
-        source = self.place(RESULTS if layer else INPUTS, block)
-        self.fetch(self.x, words, source, cache=self.states(block).begin)
+        source = self.place(RESULTS if layer else INPUTS, number)
+        self.fetch(block.x.start, block.rows * block.x.outer, source, cache=self.states(number))
 
-    def project_in(self, name: str, layer: int, target: Rows, heads: int) -> None:
-        """Hidden states to ``heads`` heads."""
-        self.quantize_states()
-        self.gemm(
-            self.rows,
-            self.spec.hidden,
-            heads * self.spec.head_size,
-            self.layout.weights(name, layer),
-            target,
-            bias=self.spec.layers[layer].attention.qkv.bias is not None,
-        )
+    def quantize_states(self, block: RowBlock, target: Activations) -> None:
+        """Hidden states to the array."""
+        rows, words = block.rows, block.x.outer
+        with self.vectors.scope() as allocate:
+            scalars = Scalars(allocate(rows), allocate(rows))
+            self.measure(words, block.x, scalars, outer=rows)
+            self.quantize(words, block.x, scalars, target, outer=rows)
 
-    def quantize_states(self) -> None:
-        """Hidden states to the first activation rows."""
-        x = Rows(self.x, self.words(self.spec.hidden))
-        self.vector(x.outer, x, outer=self.rows, reduce=Reduce.ABSOLUTE, reduced=self.scalars[0])
-        self.quantize_rows(x, x.outer, self.rows)
-
-    def enter(self, name: str, layer: int, target: Rows) -> None:
+    def enter(self, name: str, layer: int, block: RowBlock, target: Activations) -> None:
         """What a branch begins with: the hidden states as they are."""
-        self.quantize_states()
+        self.quantize_states(block, target)
 
-    def leave(self, name: str, layer: int, branch: Rows) -> None:
-        """What a branch ends with: the norm of the sum."""
-        super().leave(name, layer, branch)
-        x = Rows(self.x, self.words(self.spec.hidden))
-        self.normalize(name, layer, x, self.rows, x)
+    def leave(self, name: str, layer: int, block: RowBlock) -> None:
+        """What a branch ends with, after the sum: its norm."""
+        self.normalize(name, layer, block, block.x, block.rows, block.x)
 
 
 class EncoderEngine:
@@ -218,12 +212,17 @@ class EncoderEngine:
         rows, blocks = self.device.config.array_size, words
         while True:
             try:
-                encoded = encode_list(PassCompiler(self._layout, blocks=blocks, rows=rows).compile())
+                commands = compile_deepest(
+                    lambda depth, blocks=blocks, rows=rows: PassCompiler(
+                        self._layout, blocks=blocks, rows=rows, depth=depth
+                    ).compile()
+                )
                 break
             except InputError:
                 if rows == 1:
                     raise
                 rows, blocks = rows // 2, blocks * 2
+        encoded = encode_list(commands)
         buffer = self.device.allocate(len(encoded))
         self.device.write(buffer, np.frombuffer(encoded, np.uint8))
         return buffer, len(encoded) // COMMAND_BYTES

@@ -11,12 +11,10 @@ from lepton_hw.numerics import F32
 
 from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
-from .decoder import DecoderCompiler, Layout, StepShape, obstacle
+from .decoder import BLOCKS_AT_A_TIME, CONTEXTS, DecoderCompiler, StepShape, set_contexts
+from .layout import Layout, obstacle
 from .programs import COMPILER, Programs
 from .spec import DecoderSpec
-
-CONTEXTS = (256, 1024, 4096, 16384)
-"""Most tokens of a sequence that lists are compiled for: a longer context needs more room on chip for its scores."""
 
 
 def check_length(tokens: int, context: int) -> None:
@@ -72,20 +70,20 @@ class DecoderEngine:
         self.observe: Callable[[Counters], object] | None = None
         """If set, told the performance counters of every list."""
         self._layout = Layout(spec, device.config, slots=slots, context=context)
-        self._compiler = DecoderCompiler(self._layout)
         self._programs: dict[StepShape, _Program] = {}
         self._compiled: dict[StepShape, bytes] = {}
-        self._rows: dict[int, int] = {}
+        most_tokens = None
         if programs and programs.fit(device.config) and (programs.context, programs.slots) == (context, slots):
             self._compiled.update(programs.lists)
-            self._rows.update(programs.rows)
+            most_tokens = programs.rows
+        self._compiler = DecoderCompiler(self._layout, most_tokens)
         self._weights = device.allocate(self._layout.weight_bytes)
         device.write(self._weights, self._layout.pack())
         self._caches = device.allocate(self._layout.cache_bytes)
         for offset, ones in self._layout.constants():
             device.write(self._caches, ones, offset)
-        self.max_rows = device.config.array_size
-        rows = max(self.max_rows, slots)
+        self._max_rows = BLOCKS_AT_A_TIME * device.config.array_size
+        rows = max(self._max_rows, slots)
         self._inputs = device.allocate(4 * rows * (spec.hidden + spec.head_size))
         self._results = device.allocate(output_bytes(device.config, rows, spec.vocabulary))
 
@@ -100,31 +98,34 @@ class DecoderEngine:
         check_length(position + len(x), self.context)
         results = []
         begin = 0
-        while begin < len(x):
-            count = self._step_rows(position + begin, len(x) - begin)
-            part = slice(begin, begin + count)
-            begin += count
-            results.append(
-                self._run((slot,), count, x[part], cosines[part], sines[part], [position + begin], all_logits)
-            )
-        return np.concatenate(results) if all_logits else results[-1]
+        for step in self._compiler.prompt(slot, position, len(x), all_logits=all_logits):
+            part = slice(begin, begin + step.tokens)
+            begin += step.tokens
+            results.append(self._run(step, x[part], cosines[part], sines[part], [position + begin]))
+        return np.concatenate(results)
 
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
         """One token for each of several sequences: logits [B, vocabulary] of tokens [B, hidden] at ``positions``."""
         check_length(max(positions) + 1, self.context)
-        return self._run(tuple(slots), 1, x, cosines, sines, [position + 1 for position in positions], False)
+        tokens = [position + 1 for position in positions]
+        step = StepShape(slots=tuple(slots), tokens=1, context=self._compiler.room(max(tokens)))
+        return self._run(step, x, cosines, sines, tokens)
 
     def programs(self) -> Programs:
-        """The lists that were needed so far, and those that every use needs: one token, and as many as a list takes."""
-        for room in sorted({self._room(min(limit, self.context)) for limit in CONTEXTS}):
-            for tokens in {1, self._step_rows(room - self.max_rows, self.max_rows)}:
-                self._encoded(StepShape(slots=(0,), tokens=tokens, context=room))
+        """The lists that were needed so far, and those that every use needs: one token, and as many as a list takes,
+        with logits and without."""
+        compiler = self._compiler
+        for room in sorted({compiler.room(min(limit, self.context)) for limit in CONTEXTS}):
+            self._encoded(StepShape(slots=(0,), tokens=1, context=room))
+            tokens = min(room, 2 * self._max_rows)
+            for step in compiler.prompt(0, room - tokens, tokens):
+                self._encoded(step)
         return Programs(
             compiler=COMPILER,
             config_word=self.device.config.word,
             context=self.context,
             slots=self.slots,
-            rows=dict(self._rows),
+            rows=dict(compiler.most_tokens),
             lists=dict(self._compiled),
         )
 
@@ -136,61 +137,24 @@ class DecoderEngine:
         for buffer in (self._weights, self._caches, self._inputs, self._results):
             self.device.free(buffer)
 
-    def _run(
-        self,
-        slots: tuple[int, ...],
-        tokens: int,
-        x: F32,
-        cosines: F32,
-        sines: F32,
-        contexts: list[int],
-        all_logits: bool,
-    ) -> F32:
-        program = self._program(
-            StepShape(slots=slots, tokens=tokens, context=self._room(max(contexts)), all_logits=all_logits)
-        )
+    def _run(self, step: StepShape, x: F32, cosines: F32, sines: F32, tokens: list[int]) -> F32:
+        """Logits of a step after which the sequences have so many tokens."""
+        program = self._program(step)
         device, vocabulary = self.device, self.spec.vocabulary
-        patched = []
-        for command in program.contexts:
-            values = tuple(contexts[command.first : command.first + len(command.tokens)])
-            patched.append(encode(Context(first=command.first, tokens=values)))
-        device.write(program.buffer, np.frombuffer(b"".join(patched), np.uint8))
+        contexts = step.contexts(device.config, tokens)
+        patched = b"".join(map(encode, set_contexts(program.contexts, contexts)))
+        device.write(program.buffer, np.frombuffer(patched, np.uint8))
         inputs = np.concatenate([np.ascontiguousarray(part, np.float32).reshape(-1) for part in (x, cosines, sines)])
         device.write(self._inputs, inputs.view(np.uint8))
         bases = [buffer.address for buffer in (self._weights, self._caches, self._inputs, self._results)]
         device.run(program.buffer, program.commands, bases, self._timeout)
         if self.observe is not None:
             self.observe(device.counters())
-        rows = len(slots) * tokens if all_logits else len(slots)
+        rows = step.result_rows
+        if not rows:
+            return np.empty((0, vocabulary), np.float32)
         data = device.read(self._results, output_bytes(device.config, rows, vocabulary))
         return np.asarray(unpack_output(device.config, data, rows, vocabulary), np.float32)
-
-    def _room(self, tokens: int) -> int:
-        return min(self.context, next(limit for limit in CONTEXTS if limit >= tokens))
-
-    def _step_rows(self, position: int, wanted: int) -> int:
-        """New tokens for the next list: as many as fit on chip."""
-        rows = min(wanted, self.max_rows)
-        while rows > 1:
-            room = self._room(position + rows)
-            if room not in self._rows:
-                self._rows[room] = self._most_rows(room)
-            if rows <= self._rows[room]:
-                return rows
-            rows = min(rows - 1, self._rows[room])
-        return 1
-
-    def _most_rows(self, context: int) -> int:
-        """Most tokens of one sequence that a list can take."""
-        rows = self.max_rows
-        while rows > 1:
-            try:
-                self._compiler.compile(StepShape(slots=(0,), tokens=rows, context=context))
-            except InputError:
-                rows //= 2
-            else:
-                break
-        return rows
 
     def _program(self, shape: StepShape) -> _Program:
         program = self._programs.get(shape)

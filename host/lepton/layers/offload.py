@@ -15,11 +15,11 @@ from ..partition import CostModel, Placement, Report
 from ..partition.linears import features, find_linears, quantize, replace
 from ..partition.linears import obstacle as linear_obstacle
 from ..partition.quantized import place
-from .decoder import Layout, obstacle
 from .encode import EncoderForward
 from .encoder import EncoderEngine
 from .engine import DecoderEngine
 from .forward import DecoderForward
+from .layout import Layout, obstacle
 from .programs import Programs
 from .recognize import Recognized, RecognizedEncoder, recognize, recognize_encoder
 from .reference import ReferenceEncoder, ReferenceEngine

@@ -1,0 +1,158 @@
+"""Where a model's weights and caches lie in device memory."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lepton_hw.commands import Address
+from lepton_hw.config import HardwareConfig
+from lepton_hw.layout import (
+    Bytes,
+    block_beats,
+    key_cache_beats,
+    pack_weights,
+    value_cache_beats,
+    value_scale_beats,
+    value_stride,
+    weight_bytes,
+    words_of,
+)
+from lepton_hw.numerics import F32
+
+from .spec import DecoderSpec, Linear, Norm, Spec, joined, rows_of
+
+WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
+"""Base registers of a decoder's lists."""
+
+
+def obstacle(spec: Spec, config: HardwareConfig) -> str | None:
+    """Why a model cannot run on a build, or None."""
+    size = config.array_size
+    if spec.head_size % size or spec.angles % config.lanes:
+        return f"head size {spec.head_size} is not a multiple of {size}"
+    for name, width in (("hidden size", spec.hidden), ("MLP width", spec.inner)):
+        if width % size:
+            return f"{name} {width} is not a multiple of {size}"
+    if max(spec.hidden, spec.inner, spec.heads * spec.head_size) > config.max_words * size:
+        return f"a width is over {config.max_words * size}"
+    return None
+
+
+class Layout:
+    """Where a model's weights and caches lie in device memory: offsets in bytes from their base registers."""
+
+    def __init__(self, spec: Spec, config: HardwareConfig, *, slots: int, context: int) -> None:
+        self.spec, self.config = spec, config
+        self.slots, self.context = slots, context
+        self.chunks = _mlp_chunks(spec, config)
+        self._offsets: dict[tuple[str, int], int] = {}
+        self.norm_rows = 1
+        """Rows of a norm's parameters, at most: the weight, and the bias."""
+        at = 0
+        for name, layer, part in self.parts():
+            self._offsets[name, layer] = at
+            at += self._bytes(part)
+            if isinstance(part, Norm) and part.bias is not None:
+                self.norm_rows = 2
+        self.weight_bytes = at
+        beat = config.beat_bytes
+        self.key_beats = key_cache_beats(config, context, spec.head_size)
+        self.value_beats = value_cache_beats(config, context, spec.head_size)
+        self.scale_beats = value_scale_beats(config, context)
+        self._head_beats = self.key_beats + self.value_beats + self.scale_beats
+        self.cache_bytes = len(spec.layers) * slots * spec.key_heads * self._head_beats * beat
+
+    def weights(self, name: str, layer: int = 0) -> Address:
+        """Address of a weight stream or a norm's weights."""
+        return Address(WEIGHTS, self._offsets[name, layer])
+
+    def weight_block(self, name: str, layer: int, linear: Linear, block: int) -> Address:
+        """Address of a block of R columns of a weight stream."""
+        words = words_of(self.config, linear.weights.mantissa.shape[1])
+        beats = block_beats(self.config, words, scaled=True, bias=linear.bias is not None)
+        return Address(WEIGHTS, self._offsets[name, layer] + block * beats * self.config.beat_bytes)
+
+    def norm(self, name: str, layer: int) -> Norm:
+        """``attention_norm`` or ``mlp_norm`` of a layer, or ``norm``, the last one."""
+        if name == "norm":
+            assert isinstance(self.spec, DecoderSpec)
+            return self.spec.norm
+        return getattr(self.spec.layers[layer], name)
+
+    def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
+        """Address of the ``keys``, ``values`` or ``scales`` of a head."""
+        spec, beat = self.spec, self.config.beat_bytes
+        first = (layer * self.slots + slot) * spec.key_heads * self._head_beats
+        beats = {"keys": self.key_beats, "values": self.value_beats, "scales": self.scale_beats}
+        for name, size in beats.items():
+            if name == kind:
+                return Address(CACHES, (first + head * size) * beat)
+            first += spec.key_heads * size
+        raise KeyError(kind)
+
+    def pack(self) -> Bytes:
+        """All weights and norms, flat uint8."""
+        return np.concatenate([self._pack(part) for _, _, part in self.parts()])
+
+    def constants(self) -> Iterator[tuple[int, Bytes]]:
+        """What caches hold before the first token, as offsets and bytes: the ones in value caches."""
+        size, beat = self.config.array_size, self.config.beat_bytes
+        ones = np.ones(size, "<f4").view(np.uint8)
+        stride = value_stride(self.config, self.context) * beat
+        for layer in range(len(self.spec.layers)):
+            for slot in range(self.slots):
+                for head in range(self.spec.key_heads):
+                    first = self.cache("values", layer, slot, head).offset
+                    for block in range(words_of(self.config, self.spec.head_size)):
+                        yield first + block * stride, ones
+
+    def parts(self) -> Iterator[tuple[str, int, Linear | Norm | F32]]:
+        """Name, layer and values of all weights in the order of their use."""
+        assert isinstance(self.spec, DecoderSpec)
+        for i, layer in enumerate(self.spec.layers):
+            yield "attention_norm", i, layer.attention_norm
+            yield "qkv", i, layer.attention.qkv
+            for name, weight in (("query_norm", layer.attention.query_norm), ("key_norm", layer.attention.key_norm)):
+                if weight is not None:
+                    yield name, i, weight
+            yield "output", i, layer.attention.output
+            yield "mlp_norm", i, layer.mlp_norm
+            yield from self.mlp_parts(i)
+        yield "norm", 0, self.spec.norm
+        yield "head", 0, self.spec.head
+
+    def mlp_parts(self, layer: int) -> Iterator[tuple[str, int, Linear]]:
+        """Those of an MLP."""
+        for chunk in range(self.chunks):
+            yield f"gate_up_{chunk}", layer, _gate_up(self.spec, layer, chunk, self.chunks)
+        yield "down", layer, self.spec.layers[layer].mlp.down
+
+    def _bytes(self, part: Linear | Norm | F32) -> int:
+        if isinstance(part, Linear):
+            return weight_bytes(self.config, *part.weights.mantissa.shape, bias=part.bias is not None)
+        return sum(values.size * 4 for values in _values(part))
+
+    def _pack(self, part: Linear | Norm | F32) -> Bytes:
+        if isinstance(part, Linear):
+            return pack_weights(self.config, part.weights.mantissa, part.weights.scale, part.bias)
+        return np.concatenate(_values(part)).astype("<f4").view(np.uint8)
+
+
+def _values(part: Norm | F32) -> list[F32]:
+    """Of a norm: its weight, and its bias if it has one."""
+    if isinstance(part, Norm):
+        return [part.weight] if part.bias is None else [part.weight, part.bias]
+    return [part]
+
+
+def _mlp_chunks(spec: Spec, config: HardwareConfig) -> int:
+    """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
+    blocks = spec.inner // config.array_size
+    return next(chunks for chunks in (12, 8, 6, 4, 3, 2, 1) if blocks % chunks == 0)
+
+
+def _gate_up(spec: Spec, layer: int, chunk: int, chunks: int) -> Linear:
+    """What leads into one part of the MLP's width, as one layer: gate, if there is one, and up projection."""
+    part = slice(chunk * spec.inner // chunks, (chunk + 1) * spec.inner // chunks)
+    mlp = spec.layers[layer].mlp
+    return joined([rows_of(linear, part) for linear in (mlp.gate, mlp.up) if linear is not None])
