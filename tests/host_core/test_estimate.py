@@ -200,10 +200,11 @@ def test_layers_between_the_first_and_the_last_are_alike(folder: Path, monkeypat
 def test_a_prompt_is_several_lists(folder: Path) -> None:
     spec = decoder_shape(folder)
     prompt = estimate(spec, SIM, Memory(), context=40, tokens=40)
-    parts = [
-        estimate(spec, SIM, Memory(), context=end, tokens=n, capacity=40) for end, n in ((16, 16), (32, 16), (40, 8))
-    ]
-    assert prompt.cycles == sum(part.cycles for part in parts)
+    first, last = (estimate(spec, SIM, Memory(), context=end, tokens=n, capacity=40) for end, n in ((32, 32), (40, 8)))
+    # Only the last list computes logits.
+    assert prompt.parts[-1] == last.parts[-1]
+    assert prompt.total.macs == first.total.macs - first.parts[-1].macs + last.total.macs
+    assert prompt.cycles < first.cycles + last.cycles
 
 
 def test_families_with_more_parts(tmp_path: Path, folder: Path) -> None:

@@ -130,6 +130,6 @@ def test_command(model: PreTrainedModel, tmp_path: Path) -> None:
 
     arguments = ("compile", str(tmp_path / "float"), str(tmp_path / "compiled"), "--context", "300", "--json")
     data = json.loads(lepton(*arguments).stdout)
-    assert data["lists"] == 4
+    assert data["lists"] == 6
     assert (data["config"], data["context"], data["obstacle"]) == ("sim", 300, "")
-    assert "4 command lists for 'sim'" in lepton("compile", *arguments[1:3], "--context", "300").stdout
+    assert "6 command lists for 'sim'" in lepton("compile", *arguments[1:3], "--context", "300").stdout
