@@ -37,10 +37,6 @@ CONTEXTS = (256, 1024, 4096, 16384)
 BLOCKS_AT_A_TIME = 2
 """Row blocks that are in the layers together: while the array works for one, the vector unit works for the other."""
 
-COLUMN_PARTS = 4
-"""Products in which a branch's last Linear layer is computed, if no other row block has the array meanwhile: each is
-added while the array works on the next."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepShape:
@@ -312,11 +308,12 @@ class StepCompiler(Emitter):
     def branch_out(
         self, name: str, norm: str, layer: int, linear: Linear, block: RowBlock, source: Activations
     ) -> Task:
-        """The Linear layer that a branch ends with, and the sum."""
+        """The Linear layer that a branch ends with, and the sum, in parts: while the array works on one, the vector
+        unit adds the one before."""
         columns, length = linear.weights.mantissa.shape
         blocks = words_of(self.config, columns)
-        count = COLUMN_PARTS
-        edges = [blocks * part // count for part in range(count + 1)]
+        # Nothing hides the sum of the last part.
+        edges = (0, blocks // 3, blocks * 2 // 3, blocks - -(-blocks // 12), blocks)
         parts = [range(begin, end) for begin, end in pairwise(edges) if begin < end]
         with self.vectors.scope() as allocate:
             results = []
@@ -363,31 +360,38 @@ class StepCompiler(Emitter):
                 Scalars(allocate(rows * count), allocate(rows * count)) for count in (rotated, spec.key_heads)
             )
             mixed = Rows(allocate(rows * spec.heads * head), spec.heads * head, head)
+            # Largest magnitudes of the heads: of a row one after the other, or those of one key head for all rows.
+            peaks = allocate(rows * spec.heads)
             if self.step.tokens == 1:
                 self.measure(head, queries_keys, scalars, outer=rows, inner=rotated)
                 tasks = (
-                    self.attend_token(layer, row, queries_keys, scalars, values, value_scalars, mixed)
+                    self.attend_token(layer, row, queries_keys, scalars, values, value_scalars, mixed, peaks)
                     for row in range(rows)
                 )
             else:
                 self.measure(head, keys, scalars, outer=rows, inner=spec.key_heads)
                 self.append(layer, 0, keys, scalars, rows, value=False, context=block.context, offset=rows)
                 tasks = (
-                    self.attend_tokens(layer, block, key_head, queries_keys, values, value_scalars, mixed)
+                    self.attend_tokens(layer, block, key_head, queries_keys, values, value_scalars, mixed, peaks)
                     for key_head in range(spec.key_heads)
                 )
             yield from interleave(tasks, self.depth)
-            yield from self.project(layer, block, mixed)
+            yield from self.project(layer, block, mixed, peaks, spec.heads if self.step.tokens == 1 else spec.group)
 
-    def project(self, layer: int, block: RowBlock, mixed: Rows) -> Task:
-        """The output projection of what the heads have found."""
+    def project(self, layer: int, block: RowBlock, mixed: Rows, peaks: int, together: int) -> Task:
+        """The output projection of what the heads have found, whose largest magnitudes are at ``peaks``, those of
+        ``together`` heads of a row one after the other."""
         rows, width = block.rows, mixed.outer
         linear = self.spec.layers[layer].attention.output
         with self.activations(rows, width // PARAMETER_BEATS) as source, self.vectors.scope() as allocate:
             scalars = Scalars(allocate(rows), allocate(rows))
-            every = Rows(mixed.start, width)
-            self.measure(width, every, scalars, outer=rows)
-            self.quantize(width, every, scalars, source, outer=rows)
+            size = rows * together
+            for other in range(peaks + size, peaks + rows * self.spec.heads, size):
+                self.vector(size, Rows(other), c=Rows(peaks), combine=Combine.MAXIMUM, target=Rows(peaks))
+            largest = {"reduce": Reduce.MAXIMUM, "reduced": scalars.largest}
+            self.vector(together, Rows(peaks, together), outer=rows, **largest)
+            self.reciprocals(rows, scalars)
+            self.quantize(width, Rows(mixed.start, width), scalars, source, outer=rows)
             yield from self.branch_out("output", "attention_norm", layer, linear, block, source)
 
     def normalize_heads(self, layer: int, block: RowBlock, queries_keys: Rows) -> None:
@@ -476,6 +480,7 @@ class StepCompiler(Emitter):
         values: Rows,
         value_scalars: Scalars,
         mixed: Rows,
+        peaks: int,
     ) -> Task:
         """One new token of a sequence: all heads together."""
         spec = self.spec
@@ -502,6 +507,7 @@ class StepCompiler(Emitter):
                 key_heads=range(spec.key_heads),
                 tokens=1,
                 target=Rows(mixed.start + row * mixed.outer, spec.group * head, head),
+                largest=peaks + row * spec.heads,
                 append_values=append_values,
             )
 
@@ -514,6 +520,7 @@ class StepCompiler(Emitter):
         values: Rows,
         value_scalars: Scalars,
         mixed: Rows,
+        peaks: int,
     ) -> Task:
         """Several new tokens of one sequence: the query heads of a key head, with the first of which go the values."""
 
@@ -523,7 +530,7 @@ class StepCompiler(Emitter):
                 position = {"context": block.context, "offset": block.rows}
                 self.append(layer, 0, values, value_scalars, block.rows, value=True, **position)
 
-        yield from self.attend_heads(layer, block, key_head, queries_keys, mixed, append_values)
+        yield from self.attend_heads(layer, block, key_head, queries_keys, mixed, peaks, append_values)
 
     def attend_heads(
         self,
@@ -532,6 +539,7 @@ class StepCompiler(Emitter):
         key_head: int,
         queries: Rows,
         mixed: Rows,
+        peaks: int,
         append_values: Callable[[], None],
     ) -> Task:
         """The query heads of a key head, for all rows of a block."""
@@ -554,6 +562,7 @@ class StepCompiler(Emitter):
                 key_heads=range(key_head, key_head + 1),
                 tokens=block.rows,
                 target=Rows(mixed.start + first, mixed.outer, head),
+                largest=peaks + key_head * rows,
                 append_values=append_values,
             )
 
@@ -567,11 +576,13 @@ class StepCompiler(Emitter):
         key_heads: range,
         tokens: int,
         target: Rows,
+        largest: int,
         append_values: Callable[[], None],
     ) -> Task:
         """Attention of quantized queries, rows (token or key head, head of the group), to a sequence's cache.
 
-        ``target`` is where row (i, j) of the result goes. ``append_values`` adds what values are not in the cache yet.
+        ``target`` is where row (i, j) of the result goes, ``largest`` where the largest magnitudes of the rows go.
+        ``append_values`` adds what values are not in the cache yet.
         """
         spec, layout, config = self.spec, self.layout, self.config
         slot = self.step.slots[number]
@@ -656,7 +667,17 @@ class StepCompiler(Emitter):
                     )
                 self.vector(rows, Rows(sums), function=Function.RECIPROCAL, target=Rows(sums))
                 yield
-            self.vector(head, found, b=Rows(sums, group, 1), broadcast=Step.B, outer=outer, inner=group, target=target)
+            self.vector(
+                head,
+                found,
+                b=Rows(sums, group, 1),
+                broadcast=Step.B,
+                outer=outer,
+                inner=group,
+                target=target,
+                reduce=Reduce.ABSOLUTE,
+                reduced=largest,
+            )
 
     def mlp(self, layer: int, block: RowBlock) -> Task:
         spec, rows, chunks = self.spec, block.rows, self.layout.chunks

@@ -105,12 +105,13 @@ class PassCompiler(StepCompiler):
                 linear = spec.layers[layer].attention.qkv
                 self.project_in("query", layer, linear, block, source, found, range(spec.heads))
                 yield
+            peaks = allocate(rows * spec.heads)
             tasks = (
-                self.attend_heads(layer, block, key_head, found, mixed, lambda: None)
+                self.attend_heads(layer, block, key_head, found, mixed, peaks, lambda: None)
                 for key_head in range(spec.key_heads)
             )
             yield from interleave(tasks, self.depth)
-            yield from self.project(layer, block, mixed)
+            yield from self.project(layer, block, mixed, peaks, spec.group)
         yield from self.mlp(layer, block)
         self.store(hidden, block.x, self.place(RESULTS, number), self.states(number), outer=rows)
 

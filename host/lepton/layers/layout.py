@@ -24,6 +24,9 @@ from .spec import DecoderSpec, Linear, Norm, Spec, joined, rows_of
 WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
 """Base registers of a decoder's lists."""
 
+_PART_BLOCKS = 4
+"""Blocks of R columns of which a part of the MLP's width has a multiple: in less the vector unit cannot be hidden."""
+
 
 def obstacle(spec: Spec, config: HardwareConfig) -> str | None:
     """Why a model cannot run on a build, or None."""
@@ -148,7 +151,7 @@ def _values(part: Norm | F32) -> list[F32]:
 def _mlp_chunks(spec: Spec, config: HardwareConfig) -> int:
     """Parts of the MLP's width: while the array works on one, the vector unit works on the one before."""
     blocks = spec.inner // config.array_size
-    return next(chunks for chunks in (12, 8, 6, 4, 3, 2, 1) if blocks % chunks == 0)
+    return next(chunks for chunks in (12, 8, 6, 4, 3, 2, 1) if blocks % (chunks * _PART_BLOCKS) == 0 or chunks == 1)
 
 
 def _gate_up(spec: Spec, layer: int, chunk: int, chunks: int) -> Linear:
