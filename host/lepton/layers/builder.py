@@ -213,6 +213,8 @@ class Arena:
     def allocate(self, size: int) -> int:
         """The first of ``size`` entries."""
         begin = 0
+        if not size:
+            return begin
         for place, (first, end) in enumerate([*self._used, (self._size, self._size)]):
             if begin + size <= first:
                 self._used.insert(place, (begin, begin + size))
