@@ -32,6 +32,15 @@ class Span(NamedTuple):
     end: int
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows (i, j) of the vector memory."""
+
+    start: int
+    outer: int = 0
+    inner: int = 0
+
+
 class _Event(Enum):
     """What a command can give a semaphore for."""
 

@@ -1,6 +1,7 @@
 """Command lists of a whole decoder step."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from lepton_hw.commands import (
     Vector,
     VectorFlag,
 )
-from lepton_hw.config import HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.layout import (
     PARAMETER_BEATS,
     Bytes,
@@ -40,7 +41,8 @@ from lepton_hw.numerics import F32, SCALE_OF_LARGEST
 
 from ..errors import InputError
 from .activation import INPUT, RESULT, Activation
-from .builder import Arena, ListBuilder, Space, Span
+from .attention import AttentionCompiler, Queries, chunks_of
+from .builder import Arena, ListBuilder, Rows, Space, Span
 from .spec import DecoderSpec, Linear, Norm, Spec, joined, rows_of
 
 WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
@@ -86,6 +88,11 @@ class Layout:
         self.value_beats = value_cache_beats(config, context, spec.head_size)
         self.scale_beats = value_scale_beats(config, context)
         self._head_beats = self.key_beats + self.value_beats + self.scale_beats
+        self._chunk_beats = {
+            "keys": key_cache_beats(config, ATTENTION_CHUNK, spec.head_size),
+            "values": value_stride(config, ATTENTION_CHUNK),
+            "scales": value_scale_beats(config, ATTENTION_CHUNK),
+        }
         self.cache_bytes = len(spec.layers) * slots * spec.key_heads * self._head_beats * beat
 
     def weights(self, name: str, layer: int = 0) -> Address:
@@ -99,10 +106,11 @@ class Layout:
             return self.spec.norm
         return getattr(self.spec.layers[layer], name)
 
-    def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
-        """Address of the ``keys``, ``values`` or ``scales`` of a head."""
+    def cache(self, kind: str, layer: int, slot: int, head: int = 0, chunk: int = 0) -> Address:
+        """Address of the ``keys``, ``values`` or ``scales`` of a head, from a chunk on."""
         spec, beat = self.spec, self.config.beat_bytes
         first = (layer * self.slots + slot) * spec.key_heads * self._head_beats
+        first += chunk * self._chunk_beats[kind]
         beats = {"keys": self.key_beats, "values": self.value_beats, "scales": self.scale_beats}
         for name, size in beats.items():
             if name == kind:
@@ -122,9 +130,10 @@ class Layout:
         for layer in range(len(self.spec.layers)):
             for slot in range(self.slots):
                 for head in range(self.spec.key_heads):
-                    first = self.cache("values", layer, slot, head).offset
-                    for block in range(words_of(self.config, self.spec.head_size)):
-                        yield first + block * stride, ones
+                    for chunk in range(chunks_of(self.context)):
+                        first = self.cache("values", layer, slot, head, chunk).offset
+                        for block in range(words_of(self.config, self.spec.head_size)):
+                            yield first + block * stride, ones
 
     def parts(self) -> Iterator[tuple[str, int, Linear | Norm | F32]]:
         """Name, layer and values of all weights in the order of their use."""
@@ -190,15 +199,6 @@ class StepShape:
     """Most tokens that a sequence may have with the new ones."""
     all_logits: bool = False
     """Logits of every row, not only of each sequence's last token."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows (i, j) of the vector memory."""
-
-    start: int
-    outer: int = 0
-    inner: int = 0
 
 
 class DecoderCompiler:
@@ -274,7 +274,16 @@ class StepCompiler:
         end = rows.start + (outer - 1) * rows.outer + (inner - 1) * rows.inner + words
         return Span(Space.VECTOR, rows.start, end)
 
-    def fetch(self, target: int, words: int, source: Address, *, dynamic: int | None = None, cache: int = -1) -> None:
+    def fetch(
+        self,
+        target: int,
+        words: int,
+        source: Address,
+        *,
+        dynamic: int | None = None,
+        chunk: int = 0,
+        cache: int = -1,
+    ) -> None:
         self.builder.add(
             Fetch(
                 words=words,
@@ -282,6 +291,7 @@ class StepCompiler:
                 source=source,
                 flags=LengthFlag.NONE if dynamic is None else LengthFlag.LENGTH,
                 context=dynamic or 0,
+                chunk=chunk,
             ),
             reads=[Span(Space.CACHE, cache, cache + 1)] if cache >= 0 else [],
             writes=[Span(Space.VECTOR, target, target + words)],
@@ -304,6 +314,7 @@ class StepCompiler:
         reduce: Reduce = Reduce.NONE,
         reduced: int = 0,
         context: int | None = None,
+        chunk: int = 0,
         causal_offset: int | None = None,
         mask: bool = False,
         window: int = 0,
@@ -334,7 +345,7 @@ class StepCompiler:
             writes.append(Span(Space.VECTOR, reduced, reduced + outer * inner))
         if context is not None:
             flags |= VectorFlag.LENGTH
-            values["context"] = context
+            values |= {"context": context, "chunk": chunk}
         if mask:
             flags |= VectorFlag.MASK
             values["window"] = window
@@ -383,6 +394,7 @@ class StepCompiler:
         outer: int = 1,
         inner: int = 1,
         context: int | None = None,
+        chunk: int = 0,
     ) -> None:
         pitch, rows = words // PARAMETER_BEATS, outer * inner
         for what, end, limit in (
@@ -408,6 +420,7 @@ class StepCompiler:
                 pitch=pitch,
                 row=row,
                 context=context or 0,
+                chunk=chunk,
                 flags=LengthFlag.NONE if context is None else LengthFlag.LENGTH,
             ),
             reads=[
@@ -434,6 +447,7 @@ class StepCompiler:
         row: int = 0,
         cache: int = -1,
         context: int | None = None,
+        chunk: int = 0,
         flags: GemmFlag = GemmFlag.NONE,
         stride: int = 0,
     ) -> None:
@@ -458,6 +472,7 @@ class StepCompiler:
                 weights=weights,
                 output=Address(RESULTS, 0) if target is None else Address(0, 0),
                 context=context or 0,
+                chunk=chunk,
                 stride=stride,
                 flags=flags,
                 **values,
@@ -541,8 +556,7 @@ class StepCompiler:
         self.append(layer, qkv, head, heads)
         mixed = Rows(self.arena.allocate(rows * spec.heads * head), spec.heads * head, head)
         if self.step.tokens == 1:
-            for row in range(rows):
-                self.attend_token(layer, row, qkv, mixed)
+            self.attend_sequences(layer, qkv, mixed)
         else:
             self.attend_tokens(layer, qkv, mixed)
         self.project(layer, mixed)
@@ -657,155 +671,84 @@ class StepCompiler:
             writes=[Span(Space.CACHE, 2 * layer + value, 2 * layer + value + 1)],
         )
 
-    def attend_token(self, layer: int, row: int, qkv: Rows, mixed: Rows) -> None:
-        """One new token of a sequence: all heads together."""
+    def attend_sequences(self, layer: int, qkv: Rows, mixed: Rows) -> None:
+        """A new token of each sequence: all heads together if there is room, or one key head after the other."""
         spec = self.spec
+        # If that were all, the array would wait for the vector unit and then the other way around.
+        alone = self.rows == chunks_of(self.step.context) == 1
+        together = -(-spec.key_heads // 3) if alone else spec.key_heads
         head, heads = self.words(spec.head_size), spec.heads + 2 * spec.key_heads
-        largest, inverse = self.scalars
-        mark = self.arena.mark()
-        self.quantize(
-            head,
-            Rows(qkv.start + row * qkv.outer, 0, head),
-            inner=spec.heads,
-            largest=largest + row * heads,
-            inverse=inverse + row * heads,
-            activation=0,
-        )
+
+        def part(row: int, first: int, count: int) -> Queries:
+            query = first * spec.group
+            return Queries(
+                number=row,
+                key_heads=range(first, first + count),
+                outer=count,
+                source=Rows(qkv.start + row * qkv.outer + query * head, spec.group * head, head),
+                target=Rows(mixed.start + row * mixed.outer + query * head, spec.group * head, head),
+                scalar=row * heads + query,
+            )
+
         self.attend(
             layer,
-            number=row,
-            key_heads=range(spec.key_heads),
-            tokens=1,
-            target=Rows(mixed.start + row * mixed.outer, spec.group * head, head),
+            [
+                [
+                    part(row, first, min(count, spec.key_heads - first))
+                    for row in range(self.rows)
+                    for first in range(0, spec.key_heads, count)
+                ]
+                for count in sorted({together, 1}, reverse=True)
+            ],
         )
-        self.arena.release(mark)
 
     def attend_tokens(self, layer: int, qkv: Rows, mixed: Rows) -> None:
-        """Several new tokens of one sequence: one key head after the other."""
+        """Several new tokens of one sequence: one key head after the other, for some tokens after the others."""
         spec, tokens = self.spec, self.step.tokens
-        head = self.words(spec.head_size)
-        for key_head in range(spec.key_heads):
-            mark = self.arena.mark()
-            largest, inverse = (self.arena.allocate(tokens * spec.group) for _ in range(2))
-            queries = Rows(qkv.start + key_head * spec.group * head, qkv.outer, head)
-            self.vector(head, queries, outer=tokens, inner=spec.group, reduce=Reduce.ABSOLUTE, reduced=largest)
-            self.reciprocals(tokens * spec.group, largest, inverse)
-            self.quantize(
-                head,
-                queries,
-                outer=tokens,
-                inner=spec.group,
-                largest=largest,
-                inverse=inverse,
-                activation=0,
+        width = spec.group * self.words(spec.head_size)
+
+        def part(key_head: int, first: int, count: int) -> Queries:
+            source, target = (
+                Rows(rows.start + first * rows.outer + key_head * width, rows.outer, self.words(spec.head_size))
+                for rows in (qkv, mixed)
             )
-            self.attend(
-                layer,
+            return Queries(
                 number=0,
                 key_heads=range(key_head, key_head + 1),
-                tokens=tokens,
-                target=Rows(mixed.start + key_head * spec.group * head, mixed.outer, head),
+                outer=count,
+                source=source,
+                target=target,
+                causal_offset=tokens - 1 - first if self.causal else None,
             )
-            self.arena.release(mark)
 
-    def attend(self, layer: int, *, number: int, key_heads: range, tokens: int, target: Rows) -> None:
-        """Attention of quantized queries, rows (token or key head, head of the group), to a sequence's cache.
+        self.attend(
+            layer,
+            [
+                [
+                    part(key_head, first, min(count, tokens - first))
+                    for key_head in range(spec.key_heads)
+                    for first in range(0, tokens, count)
+                ]
+                for count in (-(-tokens >> halvings) for halvings in range(tokens.bit_length()))
+            ],
+        )
 
-        ``target`` is where row (i, j) of the result goes.
-        """
-        spec, layout, config = self.spec, self.layout, self.config
-        slot = self.step.slots[number]
-        head = self.words(spec.head_size)
-        context = words_of(config, self.step.context) * config.array_size
-        pitch = self.words(context)
-        group = spec.group
-        outer = len(key_heads) if tokens == 1 else tokens
-        rows = outer * group
-        per_head = rows // len(key_heads)
-        scores = Rows(self.arena.allocate(rows * pitch), group * pitch, pitch)
-        scales = self.arena.allocate(len(key_heads) * pitch)
-        peaks, sums, largest, inverse = (self.arena.allocate(rows) for _ in range(4))
-        query_words = words_of(config, spec.head_size)
-        for i, key_head in enumerate(key_heads):
-            self.gemm(
-                per_head,
-                spec.head_size,
-                context,
-                layout.cache("keys", layer, slot, key_head),
-                Rows(scores.start + i * per_head * pitch, pitch),
-                activation=i * per_head * query_words,
-                row=i * per_head,
-                cache=2 * layer,
-                context=number,
-                flags=GemmFlag.BLOCKS,
-            )
-            self.fetch(
-                scales + i * pitch,
-                pitch,
-                layout.cache("scales", layer, slot, key_head),
-                dynamic=number,
-                cache=2 * layer + 1,
-            )
-        factor = float(np.float32(spec.head_size**-0.5))
-        window = spec.layers[layer].attention.window
-        mask = {"context": number, "mask": True, "outer": outer, "inner": group}
-        if window < self.step.context:
-            mask["window"] = window
-        if tokens > 1 and self.causal:
-            mask["causal_offset"] = tokens - 1
-        self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
-        self.vector(
-            pitch,
-            scores,
-            b=factor,
-            c=Rows(peaks, group, 1),
-            broadcast=Step.C,
-            combine=Combine.SUBTRACT,
-            function=Function.EXPONENTIAL,
-            target=scores,
-            reduce=Reduce.SUM,
-            reduced=sums,
-            **mask,
-        )
-        self.vector(
-            pitch,
-            scores,
-            b=Rows(scales, pitch if tokens == 1 else 0, 0),
-            target=scores,
-            reduce=Reduce.ABSOLUTE,
-            reduced=largest,
-            **mask,
-        )
-        self.reciprocals(rows, largest, inverse)
-        weights = rows * query_words
-        self.quantize(
-            pitch,
-            scores,
-            outer=outer,
-            inner=group,
-            largest=largest,
-            inverse=inverse,
-            activation=weights,
-            row=rows,
-            context=number,
-        )
-        values = Rows(self.arena.allocate(rows * head), group * head, head)
-        for i, key_head in enumerate(key_heads):
-            self.gemm(
-                per_head,
-                context,
-                spec.head_size,
-                layout.cache("values", layer, slot, key_head),
-                Rows(values.start + i * per_head * head, head),
-                activation=weights + i * per_head * words_of(config, context),
-                row=rows + i * per_head,
-                cache=2 * layer + 1,
-                context=number,
-                flags=GemmFlag.WORDS,
-                stride=value_stride(config, layout.context),
-            )
-        self.vector(rows, Rows(sums), function=Function.RECIPROCAL, target=Rows(sums))
-        self.vector(head, values, b=Rows(sums, group, 1), broadcast=Step.B, outer=outer, inner=group, target=target)
+    def attend(self, layer: int, ways: Iterable[list[Queries]]) -> None:
+        """Attention of all queries, divided in the first of these ways that there is room for."""
+        mark = self.arena.mark()
+        error = None
+        for queries, buffers in itertools.product(ways, (2, 1)):
+            try:
+                attention = AttentionCompiler(self, layer, queries, buffers)
+            except InputError as raised:
+                error = raised
+                self.arena.release(mark)
+            else:
+                attention.compile()
+                self.arena.release(mark)
+                return
+        assert error is not None
+        raise error
 
     def mlp(self, layer: int) -> None:
         spec, rows, chunks = self.spec, self.rows, self.layout.chunks

@@ -11,8 +11,8 @@ from lepton_hw.numerics import F32
 
 from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
-from .builder import Space, Span
-from .decoder import INPUTS, RESULTS, Layout, Rows, StepCompiler, StepShape, obstacle
+from .builder import Rows, Space, Span
+from .decoder import INPUTS, RESULTS, Layout, StepCompiler, StepShape, obstacle
 from .engine import check_length
 from .spec import EncoderSpec, Linear, Norm, rows_of
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lepton_hw.commands import COMMAND_BYTES, Context, decode, encode, encode_list
+from lepton_hw.config import ATTENTION_CHUNK, MAX_CONTEXT
 from lepton_hw.layout import output_bytes, unpack_output
 from lepton_hw.numerics import F32
 
@@ -15,8 +16,8 @@ from .decoder import DecoderCompiler, Layout, StepShape, obstacle
 from .programs import COMPILER, Programs
 from .spec import DecoderSpec
 
-CONTEXTS = (256, 1024, 4096, 16384)
-"""Most tokens of a sequence that lists are compiled for: a longer context needs more room on chip for its scores."""
+CONTEXTS = (256, *(ATTENTION_CHUNK << i for i in range(7)), MAX_CONTEXT)
+"""Most tokens of a sequence that lists are compiled for: a longer context has more chunks."""
 
 
 def check_length(tokens: int, context: int) -> None:
