@@ -13,7 +13,7 @@ from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
 from .builder import Rows, Space, Span
 from .decoder import INPUTS, RESULTS, Layout, StepCompiler, StepShape, obstacle
-from .engine import check_length
+from .engine import check_context, check_length
 from .spec import EncoderSpec, Linear, Norm, rows_of
 
 _TOKENS, _PADDED = range(2)
@@ -165,6 +165,7 @@ class EncoderEngine:
     def __init__(self, device: Device, spec: EncoderSpec, *, context: int, timeout: float = 600.0) -> None:
         if reason := obstacle(spec, device.config):
             raise InputError(f"encoder: must fit the array of '{device.config.name}', but its {reason}")
+        check_context(context)
         self.device, self.spec, self.context = device, spec, context
         self._timeout = timeout
         self.observe: Callable[[Counters], object] | None = None

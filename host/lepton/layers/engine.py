@@ -20,6 +20,12 @@ CONTEXTS = (256, *(ATTENTION_CHUNK << i for i in range(7)), MAX_CONTEXT)
 """Most tokens of a sequence that lists are compiled for: a longer context has more chunks."""
 
 
+def check_context(context: int) -> None:
+    """Raise :class:`InputError` for a context that the context registers cannot count."""
+    if not 1 <= context <= MAX_CONTEXT:
+        raise InputError(f"context: must be 1 to {MAX_CONTEXT} tokens, not {context}; ask for a shorter one")
+
+
 def check_length(tokens: int, context: int) -> None:
     """Raise :class:`InputError` if a sequence of ``tokens`` is longer than ``context``."""
     if tokens > context:
@@ -67,6 +73,7 @@ class DecoderEngine:
     ) -> None:
         if reason := obstacle(spec, device.config):
             raise InputError(f"decoder: must fit the array of '{device.config.name}', but its {reason}")
+        check_context(context)
         self.device, self.spec = device, spec
         self.context, self.slots = context, slots
         self._timeout = timeout
@@ -186,7 +193,7 @@ class DecoderEngine:
         rows = self.max_rows
         while rows > 1:
             try:
-                self._compiler.compile(StepShape(slots=(0,), tokens=rows, context=context))
+                self._encoded(StepShape(slots=(0,), tokens=rows, context=context))
             except InputError:
                 rows //= 2
             else:

@@ -23,7 +23,7 @@ from lepton_hw.numerics import (
 )
 
 from ..executors import LinearHandle, ReferenceExecutor
-from .engine import check_length
+from .engine import check_context, check_length
 from .spec import Attention, DecoderSpec, EncoderSpec, Linear, Mlp, Norm
 
 
@@ -90,6 +90,7 @@ class ReferenceEngine(_Layers):
 
     def __init__(self, spec: DecoderSpec, *, context: int, slots: int = 1) -> None:
         super().__init__(spec.epsilon)
+        check_context(context)
         self.spec = spec
         self.context, self.slots = context, slots
         self._sequences = [KeyValues(spec) for _ in range(slots)]
@@ -135,7 +136,7 @@ class ReferenceEngine(_Layers):
         mixed = np.empty_like(queries)
         for head in range(spec.heads):
             shared = head // spec.group
-            mixed[:, head] = _attend(
+            mixed[:, head] = attend(
                 queries[:, head],
                 QuantizedWeights(*(part[shared] for part in sequence.keys[index])),
                 QuantizedWeights(*(part[shared] for part in sequence.values[index])),
@@ -149,6 +150,7 @@ class ReferenceEncoder(_Layers):
 
     def __init__(self, spec: EncoderSpec, *, context: int) -> None:
         super().__init__(spec.epsilon)
+        check_context(context)
         self.spec, self.context = spec, context
 
     def encode(self, x: F32) -> F32:
@@ -168,7 +170,7 @@ class ReferenceEncoder(_Layers):
         queries, keys, values = np.split(qkv, [heads, 2 * heads])
         mixed = np.stack(
             [
-                _attend(queries[head], quantize_tokens(keys[head]), quantize_tokens(values[head]), causal=False)
+                attend(queries[head], quantize_tokens(keys[head]), quantize_tokens(values[head]), causal=False)
                 for head in range(heads)
             ],
             axis=1,
@@ -193,7 +195,7 @@ def _rotate(x: F32, cosines: F32, sines: F32) -> F32:
     )
 
 
-def _attend(
+def attend(
     queries: F32, keys: QuantizedWeights, values: QuantizedWeights, *, causal: bool = True, window: int = 0
 ) -> F32:
     """Attention of the last tokens' ``queries`` [T, head size] to all of [tokens, head size].
