@@ -8,7 +8,7 @@ from lepton_hw.commands import Reduce
 from lepton_hw.config import HardwareConfig
 
 from .delay import delay
-from .jobs import COUNT_BITS
+from .jobs import COUNT_BITS, TOKENS_SHAPE
 from .queue import Queue
 from .reducer import RowReducer
 from .vector_mask import RowMask
@@ -32,7 +32,7 @@ class WriteBack(wiring.Component):
     load : In(1); begin a job
     target : In(OPERAND_LAYOUT), reduced : In(16); this and the following constant
     writes, reduces : In(1), reduce : In(2)
-    masks, causal : In(1), window, limit : In(16); as for RowMask
+    masks, causal : In(1), window : In(16), limit : In(TOKENS_SHAPE); as for RowMask
     row : In(1); a row begins, only with ``room``
     word, row_end, last_inner : In(1); a word, the last one of its row, and of its i; :attr:`early` cycles before y
     y : In(L x 32)
@@ -55,7 +55,7 @@ class WriteBack(wiring.Component):
                 "reduced": In(COUNT_BITS),
                 "reduce": In(2),
                 "window": In(COUNT_BITS),
-                "limit": In(COUNT_BITS),
+                "limit": In(TOKENS_SHAPE),
                 "y": In(data.ArrayLayout(32, config.lanes)),
                 "write": Out(1),
                 "write_address": Out(range(config.vector_words)),

@@ -109,7 +109,7 @@ def test_an_encoder_across_chunks(load: Callable[..., lai.LeptonModel], config: 
     assert torch.cosine_similarity(found[0], exact, dim=-1).min() > 0.995
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("flat", 1e-3), ("peaked", 1e-3), ("falling", 4e-3)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("flat", 1e-3), ("peaked", 1e-3), ("falling", 1e-2)])
 @pytest.mark.parametrize("tokens", [1, 40, 512, 513, 700, 2048])
 def test_weights_sum_to_one(kind: str, tolerance: float, tokens: int) -> None:
     """Values that are all one, mixed: what weights as int8 sum to after the division by what they are."""
