@@ -170,9 +170,9 @@ def test_steps_across_chunks(machine_of: Callable, config: str, timing: str) -> 
     np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulator.read(engines[1]._caches))
 
 
-def encoder(rng: np.random.Generator) -> EncoderSpec:
-    """A random encoder of two layers."""
-    hidden, heads, head_size, inner = 128, 2, 64, 192
+def encoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 2, layers: int = 2) -> EncoderSpec:
+    """A random encoder."""
+    head_size, inner = 64, 192
     linear, norm = partial(random_linear, rng, bias=True), partial(random_norm, rng, hidden, centered=True)
     layers = [
         Layer(
@@ -181,7 +181,7 @@ def encoder(rng: np.random.Generator) -> EncoderSpec:
             mlp_norm=norm(),
             mlp=Mlp(None, linear(inner, hidden), linear(hidden, inner), Activation.GELU),
         )
-        for _ in range(2)
+        for _ in range(layers)
     ]
     return EncoderSpec(hidden, heads, head_size, inner, 1e-12, tuple(layers))
 
@@ -204,3 +204,18 @@ def test_encoder_passes(machine_of: Callable, config: str, timing: str) -> None:
     emulated = emulator.read(engines[1]._caches)
     np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
     assert emulated.any()
+
+
+@pytest.mark.slow
+def test_an_encoder_pass_across_chunks(machine_of: Callable) -> None:
+    """Tokens of the first chunk see those of the second."""
+    rng = np.random.default_rng(8)
+    machine = machine_of("nano")
+    machine.core.memory[:] = 0
+    spec = encoder(rng, hidden=64, heads=1, layers=1)
+    rtl = RegisterDevice("rtl", machine.core, machine.config)
+    emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
+    x = rng.standard_normal((515, spec.hidden)).astype(np.float32)
+    hidden = [EncoderEngine(device, spec, context=520).encode(x) for device in (rtl, emulator)]
+    np.testing.assert_array_equal(*(values.view(np.uint32) for values in hidden))
+    compare_counters(rtl, emulator)

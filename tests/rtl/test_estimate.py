@@ -33,6 +33,8 @@ SHAPES = {
     "token": ({"hidden": 128, "heads": 4, "key_heads": 2, "head_size": 64, "inner": 192}, 1, 1, 40),
     "prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 50),
     "batch": ({"hidden": 64, "heads": 3, "key_heads": 3, "head_size": 32, "inner": 128}, 1, 5, 70),
+    "long-token": ({"hidden": 64, "heads": 6, "key_heads": 3, "head_size": 32, "inner": 96}, 1, 1, 1500),
+    "long-prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 530),
 }
 """Decoders with new tokens, sequences and context."""
 
