@@ -26,7 +26,7 @@ from .commands import (
     check,
     decode,
 )
-from .config import MAX_REDUCTION, HardwareConfig
+from .config import ATTENTION_CHUNK, HardwareConfig
 from .errors import CommandError, ErrorCode
 from .layout import PARAMETER_BEATS, words_of
 
@@ -38,20 +38,31 @@ def resolve(config: HardwareConfig, address: Address, bases: Sequence[int]) -> i
     return (bases[address.base] + address.offset) % (1 << config.address_bits)
 
 
-def gemm_counts(config: HardwareConfig, command: Gemm, contexts: Sequence[int]) -> tuple[int, int]:
-    """Words and blocks of a GEMM, those that hold the context where its flags say so."""
-    held = words_of(config, contexts[command.context])
+def tokens_seen(command: Command, tokens: int) -> int:
+    """Of ``tokens`` in its context register those that a command sees, behind the beginning of its chunk; less than
+    zero if it begins behind them."""
+    return tokens - getattr(command, "chunk", 0) * ATTENTION_CHUNK
+
+
+def gemm_counts(config: HardwareConfig, command: Gemm, seen: int) -> tuple[int, int]:
+    """Words and blocks of a GEMM that sees so many tokens, those that hold them where its flags say so."""
+    held = _held(config, seen)
     return (
-        held if command.flags & GemmFlag.WORDS else command.words,
-        held if command.flags & GemmFlag.BLOCKS else command.blocks,
+        min(held, command.words) if command.flags & GemmFlag.WORDS else command.words,
+        min(held, command.blocks) if command.flags & GemmFlag.BLOCKS else command.blocks,
     )
 
 
-def row_words(config: HardwareConfig, command: Fetch | Vector | Quantize, contexts: Sequence[int]) -> int:
-    """Words of the vector memory that a row has, those that hold the context where the flags say so."""
+def row_words(config: HardwareConfig, command: Fetch | Vector | Quantize, seen: int) -> int:
+    """Words of the vector memory that a row has, those that hold so many tokens where the flags say so."""
     if command.flags & LengthFlag.LENGTH:
-        return PARAMETER_BEATS * words_of(config, contexts[command.context])
+        return min(PARAMETER_BEATS * _held(config, seen), command.words)
     return command.words
+
+
+def _held(config: HardwareConfig, seen: int) -> int:
+    """Blocks of R tokens. Of a chunk that the context does not reach one is read, and masked."""
+    return max(1, words_of(config, seen))
 
 
 def command_error(
@@ -84,12 +95,12 @@ def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int]
                 and aligned(command.source)
             )
         case Gemm():
-            return _gemm_valid(config, command, contexts) and aligned(command.weights, command.output)
+            return _gemm_valid(config, command) and aligned(command.weights, command.output)
         case Fetch():
             return (
                 command.flags in (LengthFlag.NONE, LengthFlag.LENGTH)
                 and command.context < CONTEXTS
-                and 1 <= row_words(config, command, contexts) <= command.words
+                and command.words >= 1
                 and command.target + command.words <= config.vector_words
                 and aligned(command.source)
             )
@@ -100,7 +111,7 @@ def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int]
                 and command.outer >= 1
                 and command.inner >= 1
                 and command.context < CONTEXTS
-                and 1 <= row_words(config, command, contexts) <= command.words
+                and command.words >= 1
                 and command.step < 2 * Step.C
                 and command.combine <= max(Combine)
                 and command.function <= max(Function)
@@ -113,7 +124,7 @@ def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int]
                 and command.outer >= 1
                 and command.inner >= 1
                 and command.context < CONTEXTS
-                and 1 <= row_words(config, command, contexts) <= command.words
+                and command.words >= 1
                 and command.words % PARAMETER_BEATS == 0
             )
         case Append():
@@ -137,27 +148,23 @@ def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int]
             )
         case Context():
             return (
-                command.flags == command.wait == command.signal == 0
-                and command.first + len(command.tokens) <= CONTEXTS
-                and max(command.tokens) <= MAX_REDUCTION
+                command.flags == command.wait == command.signal == 0 and command.first + len(command.tokens) <= CONTEXTS
             )
         case _:
             return command.flags == command.wait == command.signal == 0
 
 
-def _gemm_valid(config: HardwareConfig, command: Gemm, contexts: Sequence[int]) -> bool:
-    if command.context >= CONTEXTS:
-        return False
-    words, blocks = gemm_counts(config, command, contexts)
+def _gemm_valid(config: HardwareConfig, command: Gemm) -> bool:
     rows = bool(command.flags & GemmFlag.ROWS)
     pitch = command.pitch or command.words
     return (
         command.flags < 2 * GemmFlag.WORDS
+        and command.context < CONTEXTS
         and command.flags & 3 in _FORMATS
         and (not rows or bool(command.flags & GemmFlag.FLOAT))
         and 1 <= command.rows <= config.accumulator_rows
-        and 1 <= words <= command.words <= config.max_words
-        and 1 <= blocks <= command.blocks
+        and 1 <= command.words <= config.max_words
+        and command.blocks >= 1
         and pitch >= command.words
         and command.activation + command.rows * pitch <= config.activation_words
         and command.row + command.rows <= config.scale_rows

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
+from .config import ATTENTION_CHUNK
 from .errors import CommandError
 
 COMMAND_BYTES = 64
@@ -73,9 +74,9 @@ class GemmFlag(IntFlag):
     """Write rows to the vector memory: row m from word ``target + m * target_pitch`` on. ``output`` is zero. Needs
     FLOAT."""
     BLOCKS = 8
-    """The number of blocks is that of R tokens each which hold the context, at most ``blocks``."""
+    """The number of blocks is that of R tokens each which hold the chunk, 1 to ``blocks``."""
     WORDS = 16
-    """The number of words is that of R tokens each which hold the context, at most ``words``."""
+    """The number of words is that of R tokens each which hold the chunk, 1 to ``words``."""
 
 
 class VectorFlag(IntFlag):
@@ -93,9 +94,10 @@ class VectorFlag(IntFlag):
     MASK = 16
     """Elements outside ``[limit - window, limit)`` are written as zero and reduced as the neutral element."""
     CAUSAL = 32
-    """The limit of row i is ``context - offset + i``, else it is the context."""
+    """The limit of row i is ``seen - offset + i``, else it is ``seen``: the tokens of the context behind the beginning
+    of the chunk, less than zero if it begins behind them. No element lies below a limit that is not positive."""
     LENGTH = 64
-    """The number of words is that which holds the context rounded up to R elements, at most ``words``."""
+    """The number of words is that which holds the chunk rounded up to R elements, but not none, at most ``words``."""
 
 
 class Step(IntFlag):
@@ -143,7 +145,7 @@ class LengthFlag(IntFlag):
 
     NONE = 0
     LENGTH = 64
-    """The number of words is that which holds the context rounded up to R elements, at most ``words``."""
+    """The number of words is that which holds the chunk rounded up to R elements, but not none, at most ``words``."""
 
 
 class AppendFlag(IntFlag):
@@ -220,6 +222,7 @@ def _operand(name: str, low: int, about: str) -> tuple[Field, ...]:
 
 
 _CONTEXT = Field("context", 80, 8, "context register, for what depends on it")
+_CHUNK = Field("chunk", 416, 8, f"tokens of the context before ``chunk * {ATTENTION_CHUNK}`` are not seen")
 
 FIELDS: dict[Opcode, tuple[Field, ...]] = {
     Opcode.END: HEADER,
@@ -247,6 +250,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("stride", 288, 32, "beats from the stream of one block to that of the next; 0 if it follows at once"),
         Field("target", 320, 16, "first word in the vector memory, with ROWS"),
         Field("target_pitch", 336, 16, "words from one result row to the next, with ROWS"),
+        _CHUNK,
     ),
     Opcode.FETCH: (
         *HEADER,
@@ -254,6 +258,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         _CONTEXT,
         Field("target", 96, 16, "first word in the vector memory"),
         Field("source", 128, 64, "address of the float32 values"),
+        _CHUNK,
     ),
     Opcode.VECTOR: (
         *HEADER,
@@ -272,6 +277,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("reduced", 336, 16, "word of the first row's reduction; that of row n is n words on, in all lanes"),
         Field("b_value", 352, 32, "float32, with B_VALUE"),
         Field("c_value", 384, 32, "float32, with C_VALUE"),
+        _CHUNK,
     ),
     Opcode.QUANTIZE: (
         *HEADER,
@@ -283,6 +289,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("activation", 224, 16, "first word in the activation buffer"),
         Field("pitch", 240, 16, "words from one activation row to the next"),
         Field("row", 256, 16, "first entry of the row scale table"),
+        _CHUNK,
     ),
     Opcode.APPEND: (
         *HEADER,
@@ -354,6 +361,7 @@ class Gemm:
     pitch: int = 0
     stride: int = 0
     context: int = 0
+    chunk: int = 0
     target: int = 0
     target_pitch: int = 0
     flags: int = 0
@@ -372,6 +380,7 @@ class Fetch:
     target: int
     source: Address
     context: int = 0
+    chunk: int = 0
     flags: int = 0
     wait: int = 0
     signal: int = 0
@@ -405,6 +414,7 @@ class Vector:
     function: int = Function.IDENTITY
     reduce: int = Reduce.NONE
     context: int = 0
+    chunk: int = 0
     offset: int = 0
     window: int = 0
     flags: int = 0
@@ -429,6 +439,7 @@ class Quantize:
     pitch: int
     row: int
     context: int = 0
+    chunk: int = 0
     flags: int = 0
     wait: int = 0
     signal: int = 0

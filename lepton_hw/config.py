@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 """Version of registers, commands and layouts; part of the configuration word."""
 
 BLOCK = 32
@@ -17,6 +17,13 @@ BLOCK = 32
 
 MAX_REDUCTION = 16384
 """Longest reduction for which an int32 accumulator cannot overflow: 127 * 128 * 8 * 16384 < 2**31."""
+
+ATTENTION_CHUNK = 512
+"""Tokens whose scores are one row of softmax; a longer context is so many chunks, merged one by one. A multiple of
+every array size, and part of the arithmetic: where a sum of floats is cut, its bits change."""
+
+MAX_CONTEXT = 127 * ATTENTION_CHUNK
+"""Most tokens of a sequence: whole chunks that a 16-bit context register can count."""
 
 GROUP_WORDS = 64
 """Activation words that share one header beat (row scale and block shifts) in device memory."""

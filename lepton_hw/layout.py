@@ -14,15 +14,16 @@ are padded with zeros to a multiple of R.
 - **Results.** Block after block of R columns; in a block row after row; a row is its R results, 4 bytes each.
 - **Key cache** of a head with D dimensions: a weight stream whose columns are tokens, so block after block of R
   tokens; a block is its R scales (4 beats) and D beats, one for each dimension.
-- **Value cache** of a head: a weight stream whose reduction index is the token: D / R blocks, a block is R scales that
-  are 1 (4 beats) and one beat for each token there is room for. The scales of the tokens are an array of float32 beside
-  it: the attention weights are multiplied with them before they are quantized.
+- **Value cache** of a head: weight streams whose reduction index is the token, one for each chunk of 512 tokens, which
+  share D / R blocks: in a block comes chunk after chunk, R scales that are 1 (4 beats) and one beat for each of its
+  tokens. The scales of the tokens are an array of float32 beside it: the attention weights are multiplied with them
+  before they are quantized.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import BLOCK, GROUP_WORDS, MAX_REDUCTION, HardwareConfig
+from .config import ATTENTION_CHUNK, BLOCK, GROUP_WORDS, MAX_REDUCTION, HardwareConfig
 from .errors import FormatError
 from .numerics import F32, I8, I32, QuantizedRows, QuantizedWeights
 
@@ -172,7 +173,12 @@ def key_cache_beats(config: HardwareConfig, tokens: int, dimensions: int) -> int
 
 def value_stride(config: HardwareConfig, tokens: int) -> int:
     """Beats of one block of R dimensions of a value cache with room for ``tokens``."""
-    return PARAMETER_BEATS + words_of(config, tokens) * config.array_size
+    return PARAMETER_BEATS * -(-tokens // ATTENTION_CHUNK) + words_of(config, tokens) * config.array_size
+
+
+def value_beat(position: int) -> int:
+    """The beat of the token at ``position`` in a block of R dimensions of a value cache."""
+    return PARAMETER_BEATS * (position // ATTENTION_CHUNK + 1) + position
 
 
 def value_cache_beats(config: HardwareConfig, tokens: int, dimensions: int) -> int:

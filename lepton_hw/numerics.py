@@ -26,6 +26,9 @@ MAX_SHIFT = 3
 ROW_FLOOR = np.float32(2.0**-100)
 """A row or weight channel whose largest magnitude is below this is all zeros: its reciprocal would overflow."""
 
+SCORE_FLOOR = np.finfo(np.float32).min
+"""What the largest score of a row is at least: of a chunk of which the row sees nothing it is this."""
+
 _TINY = np.finfo(np.float32).tiny
 
 

@@ -95,7 +95,8 @@ _ROWS_NOTE = """\
   vector memory, or that of its results, is met when it is reached, with the error `RANGE`."""
 
 _CONTEXT_NOTE = """\
-- `context` is below 64; with `LENGTH` the words of a row are `4 * ceil(tokens / R)` of its register, 1 to `words`."""
+- `context` is below 64. With `LENGTH` the words of a row are `4 * ceil(seen / R)`, but at least 4 and at most `words`;
+  `seen` is the tokens of the context register less `chunk * 512`."""
 
 _NOTES = {
     Opcode.LOAD: """\
@@ -106,7 +107,8 @@ _NOTES = {
     Opcode.GEMM: """\
 - `flags` has BIAS and ROWS only with FLOAT; `weights` and `output` are beat-aligned.
 - `rows` is 1 to `accumulator_rows`, `words` 1 to `max_words`, `blocks` at least 1, `context` below 64.
-- With `BLOCKS` or `WORDS` the number is `ceil(tokens / R)` of the context register, 1 to `blocks` or `words`.
+- With `BLOCKS` or `WORDS` the number is `ceil(seen / R)`, but at least 1 and at most `blocks` or `words`; `seen` is the
+  tokens of the context register less `chunk * 512`.
 - `pitch` is 0 or at least `words`. The words `activation` to `activation + rows * pitch` lie inside the activation
   buffer, the row scales inside their table, as for LOAD.
 - With `ROWS` the words `target` to `target + (rows - 1) * target_pitch + 4 * blocks` lie inside the vector memory.
@@ -139,7 +141,7 @@ _NOTES = {
 {_ROWS_NOTE}""",
     Opcode.CONTEXT: """\
 - `flags`, `wait` and `signal` are zero; `count` is 1 to 24, `first + count` at most 64.
-- A register holds at most 16,384 tokens; what is beyond `count` is zero.
+- What is beyond `count` is zero.
 - All registers are zero when a list begins.""",
 }
 """What :mod:`lepton_hw.checks` demands of each command, in words."""

@@ -28,7 +28,7 @@ from lepton_hw.commands import (
     Step,
     VectorFlag,
 )
-from lepton_hw.config import GROUP_WORDS, MAX_REDUCTION, HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, GROUP_WORDS, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 
@@ -40,6 +40,7 @@ from .jobs import (
     INDEX_BITS,
     LOADER_LAYOUT,
     OUTPUT_LAYOUT,
+    TOKENS_SHAPE,
     VECTOR_COMMAND_BITS,
     load_layout,
     store_layout,
@@ -185,7 +186,7 @@ class Dispatcher(wiring.Component):
             base = self.bases[chosen[56 : 56 + (BASES - 1).bit_length()]]
             m.d.sync += address.eq(base + chosen[:OFFSET_BITS])
 
-        # The context registers, and the counts that hold the context of the command in hand.
+        # The context registers, and the counts that hold the chunk of the command in hand.
         m.submodules.contexts = contexts = Memory(shape=COUNT_BITS, depth=CONTEXTS, init=[])
         context_write, context_read = contexts.write_port(), contexts.read_port()
         cleared = Signal(range(CONTEXTS + 1))
@@ -197,15 +198,33 @@ class Dispatcher(wiring.Component):
             Mux(opcode == Opcode.GEMM, field(Opcode.GEMM, "context"), field(Opcode.FETCH, "context"))
         )
         m.d.comb += context_read.addr.eq(context)
+        chunk = Mux(is_[Opcode.APPEND], 0, field(Opcode.GEMM, "chunk"))
+        seen = Signal(TOKENS_SHAPE, reset_less=True)
         held = Signal(COUNT_BITS, reset_less=True)
-        gemm_words, gemm_blocks = (Signal(COUNT_BITS, name=f"gemm_{n}", reset_less=True) for n in ("words", "blocks"))
-        row_words = Signal(COUNT_BITS, reset_less=True)
         m.d.sync += [
+            seen.eq(tokens - (chunk << _log2(ATTENTION_CHUNK))),
             held.eq((tokens + (config.array_size - 1)) >> _log2(config.array_size)),
-            gemm_words.eq(Mux((flags & GemmFlag.WORDS).any(), held, words)),
-            gemm_blocks.eq(Mux((flags & GemmFlag.BLOCKS).any(), held, blocks)),
-            row_words.eq(Mux((flags & LengthFlag.LENGTH).any(), held * PARAMETER_BEATS, row_words_most)),
         ]
+        # Held from the beginning of the context on: what a count may be is moved there, too, while they are found.
+        before = field(Opcode.GEMM, "chunk") << _log2(ATTENTION_CHUNK // config.array_size)
+        behind = Signal(COUNT_BITS, reset_less=True)
+        m.d.comb += behind.eq(Mux(held > before, held - before, 1))
+
+        def held_count(name: str, flag: GemmFlag | LengthFlag, most: Value, per_block: int) -> Signal:
+            end = Signal(COUNT_BITS + 2, name=f"{name}_end", reset_less=True)
+            count = Signal(COUNT_BITS, name=name, reset_less=True)
+            shift = _log2(per_block)
+            fewer = (held << shift) < end
+            m.d.sync += [
+                # With room for less than one block the count is that room.
+                end.eq(Mux(most[shift:].any(), most + (before << shift), 0)),
+                count.eq(Mux((flags & flag).any() & fewer, behind << shift, most)),
+            ]
+            return count
+
+        gemm_words = held_count("gemm_words", GemmFlag.WORDS, words, 1)
+        gemm_blocks = held_count("gemm_blocks", GemmFlag.BLOCKS, blocks, 1)
+        row_words = held_count("row_words", LengthFlag.LENGTH, row_words_most, PARAMETER_BEATS)
 
         # What CONTEXT sets, one register a cycle, is written before it is judged: a wrong command ends the list.
         slot = Signal(range(CONTEXTS_PER_COMMAND + 1))
@@ -224,7 +243,7 @@ class Dispatcher(wiring.Component):
             context_write.data.eq(Mux(all_cleared, token, 0)),
             context_write.en.eq(~all_cleared | (token_given & token_used)),
         ]
-        with m.If(token_given & ((token > MAX_REDUCTION) | (~token_used & token.any()))):
+        with m.If(token_given & ~token_used & token.any()):
             m.d.sync += token_wrong.eq(1)
 
         # One multiplier, its operands and its product in registers; wide enough for every valid command.
@@ -249,7 +268,7 @@ class Dispatcher(wiring.Component):
             *_unused_bits(command),
             # The shape: rows and words, or outer and inner, are in the same places.
             ((rows == 0) | (words == 0), (load, gemm, *VECTOR_OPCODES)),
-            ((row_words == 0) | (row_words > row_words_most), (fetch, *VECTOR_OPCODES)),
+            (row_words_most == 0, (fetch, *VECTOR_OPCODES)),
             (row_words_most % PARAMETER_BEATS != 0, (quantize, append)),
             (words > config.max_words, (load, gemm)),
             (row + rows > config.scale_rows, (load, gemm)),
@@ -259,8 +278,7 @@ class Dispatcher(wiring.Component):
             (bias & ~scaled, (gemm,)),
             (to_vector & ~scaled, (gemm,)),
             (rows > config.accumulator_rows, (gemm,)),
-            ((gemm_words == 0) | (gemm_words > words), (gemm,)),
-            ((gemm_blocks == 0) | (gemm_blocks > blocks), (gemm,)),
+            (blocks == 0, (gemm,)),
             (pitch_given & (pitch < words), (gemm,)),
             (to_vector & (end_target > config.vector_words), (gemm,)),
             (field(fetch, "target") + row_words_most > config.vector_words, (fetch,)),
@@ -316,7 +334,7 @@ class Dispatcher(wiring.Component):
             self.vector.payload,
             command=command[:VECTOR_COMMAND_BITS],
             words=row_words,
-            tokens=tokens,
+            tokens=seen,
             first=first,
             second=second,
             index=self.index,

@@ -1,5 +1,6 @@
 """What travels between the units: the jobs that the dispatcher makes of commands, and memory transfers."""
 
+from amaranth.hdl import signed
 from amaranth.lib import data
 
 from lepton_hw.commands import CHECK_FIELD
@@ -90,6 +91,9 @@ def store_layout(config: HardwareConfig) -> data.StructLayout:
     return data.StructLayout({"transfer": transfer_layout(config), "signal": MASK_BITS})
 
 
+TOKENS_SHAPE = signed(COUNT_BITS + 2)
+"""The tokens that a command sees, less than zero if its chunk begins behind the last one."""
+
 VECTOR_COMMAND_BITS = CHECK_FIELD.low
 """A command without its check word."""
 
@@ -97,14 +101,14 @@ VECTOR_COMMAND_BITS = CHECK_FIELD.low
 def vector_layout(config: HardwareConfig) -> data.StructLayout:
     """Job of the vector unit: the ``command`` as it is in memory, and what has been resolved of it.
 
-    ``words`` are those of a row, ``tokens`` the context. ``first`` is the address of APPEND's cache or STORE's output,
-    ``second`` that of APPEND's scales.
+    ``words`` are those of a row, ``tokens`` those of the context that it sees. ``first`` is the address of APPEND's
+    cache or STORE's output, ``second`` that of APPEND's scales.
     """
     return data.StructLayout(
         {
             "command": VECTOR_COMMAND_BITS,
             "words": COUNT_BITS,
-            "tokens": COUNT_BITS,
+            "tokens": TOKENS_SHAPE,
             "first": config.address_bits,
             "second": config.address_bits,
             "index": INDEX_BITS,

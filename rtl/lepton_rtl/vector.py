@@ -25,7 +25,7 @@ from lepton_hw.commands import (
 )
 from lepton_hw.config import BLOCK, HardwareConfig
 from lepton_hw.errors import ErrorCode
-from lepton_hw.layout import PARAMETER_BEATS, key_block_beats
+from lepton_hw.layout import PARAMETER_BEATS, key_block_beats, value_beat
 from lepton_hw.numerics import F32, SCALE_OF_LARGEST
 
 from .delay import delay
@@ -138,7 +138,7 @@ class _Model:
         begin = first + j * command.head_stride * size
         if command.flags == AppendFlag.VALUE:
             scale_at = second + j * command.scale_stride * size + 4 * position
-            at = (PARAMETER_BEATS + position + dimension // size * command.stride) * size + dimension % size
+            at = (value_beat(position) + dimension // size * command.stride) * size + dimension % size
         else:
             block = position // size * key_block_beats(mantissa.size) * size
             scale_at = begin + block + 4 * (position % size)
@@ -340,7 +340,8 @@ class VectorUnit(wiring.Component):
         reads, steps = Signal(SLOTS, reset_less=True), Signal(SLOTS, reset_less=True)
         b_read = ~_flag(flags, VectorFlag.B_VALUE) & ~_flag(flags, VectorFlag.SQUARE)
         c_read = ~_flag(flags, VectorFlag.C_VALUE)
-        position = delay(m, (job.tokens - vector("offset"))[:COUNT_BITS], 1, "position")
+        # Of APPEND it is a place in the cache, of VECTOR the limit of its first row: not less than a chunk's beginning.
+        position = delay(m, (job.tokens - vector("offset"))[: len(job.tokens)].as_signed(), 1, "position")
         constants = {
             "b_value": Mux(kind.vector, vector("b_value"), int(SCALE_OF_LARGEST.view(np.uint32))),
             "c_value": Mux(kind.vector, vector("c_value"), NEGATIVE_ZERO),
@@ -514,7 +515,7 @@ class VectorUnit(wiring.Component):
             transfers.value.eq(kind.value),
             transfers.first.eq(job.first),
             transfers.second.eq(job.second),
-            transfers.position.eq(position),
+            transfers.position.eq(position[:COUNT_BITS]),
             transfers.words.eq(job.words),
             transfers.head_stride.eq(append("head_stride")),
             transfers.stride.eq(append("stride")),
@@ -525,7 +526,7 @@ class VectorUnit(wiring.Component):
             transfers.last_inner.eq(sequencer.last_inner),
             transfers.final.eq(sequencer.last_inner & sequencer.last_outer),
             beats.load.eq(load),
-            beats.position.eq(position),
+            beats.position.eq(position[:COUNT_BITS]),
             beats.key.eq(kind.key),
             beats.value.eq(kind.value),
             Value.cast(beats.y).eq(Value.cast(quantizer.y)),

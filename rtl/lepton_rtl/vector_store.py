@@ -4,7 +4,7 @@ from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lepton_hw.config import HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 
 from .jobs import COUNT_BITS, INDEX_BITS, MASK_BITS, store_layout, strobed_layout
@@ -56,6 +56,7 @@ class TransferMaker(wiring.Component):
         m = Module()
         beat_bits = self._config.beat_bytes.bit_length() - 1
         lane_bits = self._config.lanes.bit_length() - 1
+        chunk_bits = ATTENTION_CHUNK.bit_length() - 1
         address_bits = self._config.address_bits - beat_bits
 
         # Addresses in beats, modulo the address space.
@@ -65,7 +66,10 @@ class TransferMaker(wiring.Component):
         )
         position = Signal(COUNT_BITS, reset_less=True)
         block_beats = Signal(COUNT_BITS + lane_bits + 1, reset_less=True)
-        factor = Signal(COUNT_BITS, reset_less=True)
+        # In a value cache each chunk has parameters before it.
+        parameters = PARAMETER_BEATS * ((self.position >> chunk_bits) + 1)
+        next_value = Mux(position[:chunk_bits].all(), 1 + PARAMETER_BEATS, 1)
+        factor = Signal(COUNT_BITS + 1, reset_less=True)
         multiple = Signal(address_bits, reset_less=True)
         left = Signal(COUNT_BITS, reset_less=True)
         last_inner, final = Signal(reset_less=True), Signal(reset_less=True)
@@ -94,7 +98,7 @@ class TransferMaker(wiring.Component):
                     scale_token.eq(self.second[beat_bits:]),
                     position.eq(self.position),
                     block_beats.eq((self.words << lane_bits) + PARAMETER_BEATS),
-                    factor.eq(Mux(self.value, self.position + PARAMETER_BEATS, self.position >> beat_bits)),
+                    factor.eq(Mux(self.value, self.position + parameters, self.position >> beat_bits)),
                 ]
                 m.next = "PLACE_HEAD"
                 with m.If(self.key):
@@ -154,7 +158,7 @@ class TransferMaker(wiring.Component):
                 m.d.sync += [
                     position.eq(position + 1),
                     scale_token.eq(scale_token + position[:lane_bits].all()),
-                    token.eq(token + Mux(self.value, 1, Mux(position[:beat_bits].all(), block_beats, 0))),
+                    token.eq(token + Mux(self.value, next_value, Mux(position[:beat_bits].all(), block_beats, 0))),
                 ]
                 m.next = "PLACE_HEAD"
         return m

@@ -9,7 +9,7 @@ from lepton_hw.config import HardwareConfig
 
 from .delay import delay
 from .float32 import NEGATIVE_INFINITY, NEGATIVE_ZERO
-from .jobs import COUNT_BITS
+from .jobs import COUNT_BITS, TOKENS_SHAPE
 from .queue import Queue
 from .reducer import RowReducer
 from .vector_mask import RowMask
@@ -31,7 +31,7 @@ class WriteBack(wiring.Component):
     load : In(1); begin a job
     target : In(OPERAND_LAYOUT), reduced : In(16); this and the following constant
     writes, reduces : In(1), reduce : In(2)
-    masks, causal : In(1), window, limit : In(16); as for RowMask
+    masks, causal : In(1), window : In(16), limit : In(TOKENS_SHAPE); as for RowMask
     row : In(1); a row begins, only with ``room``
     word, row_end, last_inner : In(1); words, the last ones of their row, and of its i; :attr:`early` cycles before y
     tail : In(W); the words that count of the last ones of a row; constant
@@ -55,7 +55,7 @@ class WriteBack(wiring.Component):
                 "reduced": In(COUNT_BITS),
                 "reduce": In(2),
                 "window": In(COUNT_BITS),
-                "limit": In(COUNT_BITS),
+                "limit": In(TOKENS_SHAPE),
                 "tail": In(config.vector_width),
                 "y": In(data.ArrayLayout(32, config.vector_lanes)),
                 "write": Out(1),

@@ -30,7 +30,7 @@ from lepton_hw.commands import (
     VectorFlag,
     encode_list,
 )
-from lepton_hw.config import GROUP_WORDS, HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, GROUP_WORDS, HardwareConfig
 from lepton_hw.layout import (
     PARAMETER_BEATS,
     block_beats,
@@ -281,9 +281,12 @@ class _VectorGenerator(_Generator):
         self.last: _Unit | None = None
         self.step = 0
         self.given = 0
-        self.tokens = [self.pick(1, 3 * size) for _ in range(6)]
+        self.chunks = [self.pick(0, 60) if self.chance(0.5) else 0 for _ in range(6)]
+        """The chunk that each context reaches into, and so many tokens of it."""
+        self.tokens = [self.pick(1, 3 * size) for _ in self.chunks]
+        contexts = [chunk * ATTENTION_CHUNK + tokens for chunk, tokens in zip(self.chunks, self.tokens, strict=True)]
         self.first_context = self.pick(0, 50)
-        self.commands.append(Context(first=self.first_context, tokens=tuple(self.tokens)))
+        self.commands.append(Context(first=self.first_context, tokens=tuple(contexts)))
         values = self.floats((self.area + self.spare) * config.lanes)
         source = self.put(values.view(np.uint8)).address
         behind = source + self.area * config.beat_bytes
@@ -310,7 +313,16 @@ class _VectorGenerator(_Generator):
             words = self.pick(1, self.spare)
             target = self.area + self.pick(0, self.spare - words)
             source = self.region(words).address
-            command: Command = Fetch(words=words, target=target, source=self.address(source), signal=_APART)
+            register = self.pick(0, len(self.tokens) - 1)
+            command: Command = Fetch(
+                words=words,
+                target=target,
+                source=self.address(source),
+                context=self.first_context + register,
+                chunk=self.chunk(register),
+                flags=LengthFlag.LENGTH if self.chance(0.5) else LengthFlag.NONE,
+                signal=_APART,
+            )
         else:
             rows, words = self.pick(1, 4), self.pick(1, 8)
             command = Load(
@@ -333,6 +345,11 @@ class _VectorGenerator(_Generator):
         span = (outer - 1) * stride + (inner - 1) * other + words
         return half * self.area // 2 + self.pick(0, size - span), stride, other
 
+    def chunk(self, register: int) -> int:
+        """The last chunk of a context, or one that it fills, or one that it does not reach."""
+        last = self.chunks[register]
+        return last if self.chance(0.6) else (max(0, last - 1), last + 1, 255)[self.pick(0, 2)]
+
     def vector(self) -> None:
         config = self.config
         outer, inner = self.pick(1, 5), self.pick(1, 4)
@@ -345,7 +362,7 @@ class _VectorGenerator(_Generator):
         words = self.pick(1, 20)
         if self.chance(0.3):
             flags |= VectorFlag.LENGTH
-            words = PARAMETER_BEATS * words_of(config, tokens) + self.pick(0, 3)
+            words = PARAMETER_BEATS * words_of(config, tokens) + self.pick(-3, 3)
         room = outer * inner
         a, b, c = (self.rows_in(half, outer, inner, words) for _ in range(3))
         target = self.rows_in(1 - half, outer, inner, words, room)
@@ -376,6 +393,7 @@ class _VectorGenerator(_Generator):
                 function=Function(self.pick(0, 3)) if self.chance(0.4) else Function.IDENTITY,
                 reduce=Reduce(self.pick(0, 3)),
                 context=self.first_context + register,
+                chunk=self.chunk(register),
                 offset=self.pick(0, tokens),
                 window=self.pick(1, 2 * config.array_size) if self.chance(0.5) else 0,
                 flags=flags,
@@ -429,7 +447,8 @@ class _VectorGenerator(_Generator):
         kind = self.pick(0, 2)
         register = self.pick(0, len(self.tokens) - 1)
         tokens, context = self.tokens[register], self.first_context + register
-        held = words_of(config, tokens)
+        chunk, held = self.chunk(register), words_of(config, tokens)
+        room = held + self.pick(0, 2) if chunk >= self.chunks[register] else self.pick(1, 3)
         quarters = self.pick(1, 4)
         flags = GemmFlag.FLOAT
         stride = 0
@@ -442,13 +461,13 @@ class _VectorGenerator(_Generator):
             weights = self.put(pack_weights(config, quantized.mantissa, quantized.scale, offsets)).address
         elif kind == 1:  # the columns are the tokens of a key cache
             weights = self.append(half, register, quarters, AppendFlag.KEY)
-            blocks = held + self.pick(0, 3)
+            blocks = room
             flags |= GemmFlag.BLOCKS
         else:  # the reduction is over the tokens of a value cache
             blocks = self.pick(1, 3)
             weights = self.append(half, register, blocks, AppendFlag.VALUE)
             stride = value_stride(config, 3 * size)
-            quarters = held + self.pick(0, 2)
+            quarters = room
             flags |= GemmFlag.WORDS
 
         words = PARAMETER_BEATS * quarters
@@ -475,6 +494,7 @@ class _VectorGenerator(_Generator):
                 pitch=pitch,
                 row=row,
                 context=context,
+                chunk=chunk,
                 flags=LengthFlag.LENGTH if length else LengthFlag.NONE,
             ),
         )
@@ -500,6 +520,7 @@ class _VectorGenerator(_Generator):
                 pitch=pitch,
                 stride=stride,
                 context=context,
+                chunk=chunk,
                 target=half * self.area // 2 + self.pick(0, self.area // 2 - span) if to_rows else 0,
                 target_pitch=target_pitch if to_rows else 0,
                 flags=flags | (GemmFlag.ROWS if to_rows else GemmFlag.NONE),
@@ -508,7 +529,7 @@ class _VectorGenerator(_Generator):
         )
 
     def append(self, half: int, register: int, quarters: int, kind: AppendFlag) -> int:
-        """Append tokens of one or two heads of ``quarters * R`` dimensions; the address of one head's cache."""
+        """Append tokens of one or two heads of ``quarters * R`` dimensions; the address of one head's last chunk."""
         config, size = self.config, self.config.array_size
         tokens, most = self.tokens[register], 3 * size
         heads, offset = self.pick(1, 2), self.pick(1, min(tokens, 5))
@@ -517,6 +538,8 @@ class _VectorGenerator(_Generator):
         at = (1 - half) * self.area // 2
         self.scales(rows, outer, heads, words, at)
         stride = scale_stride = 0
+        before = self.chunks[register] * ATTENTION_CHUNK
+        skipped = key_cache_beats(config, before, quarters * size)
         scales = Address(0, -self.bases[0] % config.beat_bytes)
         head_stride = self.pick(0, 5)
         if kind is AppendFlag.KEY:
@@ -524,9 +547,10 @@ class _VectorGenerator(_Generator):
             assert key_block_beats(quarters * size) * 3 == key_cache_beats(config, most, quarters * size)
         else:
             stride = value_stride(config, most)
+            skipped = value_stride(config, before)
             head_stride += quarters * stride
             scale_stride = value_scale_beats(config, most) + self.pick(0, 2)
-            scales = self.address(self.region(heads * scale_stride).address)
+            scales = self.address(self.region(heads * scale_stride).address - 4 * before)
         cache = self.region(heads * head_stride).address
         self.issue(
             _Unit.VECTOR,
@@ -541,7 +565,7 @@ class _VectorGenerator(_Generator):
                 inverse=at + outer * heads,
                 context=self.first_context + register,
                 offset=offset,
-                cache=self.address(cache),
+                cache=self.address(cache - skipped * config.beat_bytes),
                 scales=scales,
                 head_stride=head_stride,
                 stride=stride,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lepton_hw.checks import command_error, gemm_counts, resolve, row_words
+from lepton_hw.checks import command_error, gemm_counts, resolve, row_words, tokens_seen
 from lepton_hw.commands import (
     CHECK,
     Address,
@@ -42,7 +42,7 @@ VECTOR = Vector(words=8, a_start=0)
 QUANTIZE = Quantize(words=8, a_start=0, largest=0, inverse=0, activation=0, pitch=2, row=0)
 APPEND = Append(words=8, a_start=0, largest=0, inverse=0, context=1, offset=1, cache=Address(1, 0), head_stride=0)
 STORE = Store(words=8, a_start=0, output=Address(1, 0))
-CONTEXT = Context(first=3, tokens=(1, 2, 16384))
+CONTEXT = Context(first=3, tokens=(1, 2, 65535))
 CONTEXTS = (0, 25, 16, *[0] * 61)
 """Four words of tokens, and two, in context registers 1 and 2."""
 
@@ -68,6 +68,9 @@ VALID: list[tuple[Command, dict[str, Any]]] = [
     (GEMM, {"rows": 1, "pitch": 2032}),
     (GEMM, {"stride": 0xFFFFFFFF}),
     (GEMM, {"context": 63}),
+    (GEMM, {"flags": GemmFlag.BLOCKS}),
+    (GEMM, {"flags": GemmFlag.WORDS, "context": 1, "chunk": 255}),
+    (GEMM, {"flags": GemmFlag.BLOCKS, "context": 1}),
     (GEMM, {"flags": GemmFlag.BLOCKS, "context": 2}),
     (GEMM, {"flags": GemmFlag.BLOCKS, "context": 1, "blocks": 4}),
     (GEMM, {"flags": GemmFlag.WORDS, "context": 1, "words": 4}),
@@ -79,11 +82,15 @@ VALID: list[tuple[Command, dict[str, Any]]] = [
     (FETCH, {}),
     (FETCH, {"words": 8192}),
     (FETCH, {"target": 8184}),
+    (FETCH, {"flags": LengthFlag.LENGTH, "chunk": 255}),
     (FETCH, {"flags": LengthFlag.LENGTH, "context": 2}),
     (FETCH, {"flags": LengthFlag.LENGTH, "context": 1, "words": 16}),
     (VECTOR, {}),
     (VECTOR, {"words": 65535, "outer": 65535, "inner": 65535, "a_start": 65535}),
+    (VECTOR, {"flags": VectorFlag.LENGTH}),
+    (VECTOR, {"flags": VectorFlag.LENGTH, "context": 1}),
     (VECTOR, {"flags": VectorFlag.LENGTH, "context": 2}),
+    (VECTOR, {"flags": VectorFlag.CAUSAL, "context": 1, "chunk": 255, "offset": 25}),
     (VECTOR, {"flags": VectorFlag.CAUSAL, "context": 1, "offset": 25}),
     (VECTOR, {"offset": 1}),
     (VECTOR, {"flags": VectorFlag.SQUARE | VectorFlag.C_VALUE}),
@@ -123,10 +130,6 @@ INVALID: list[tuple[Command, dict[str, Any]]] = [
     (GEMM, {"pitch": 509}),
     (GEMM, {"pitch": 65535}),
     (GEMM, {"context": 64}),
-    (GEMM, {"flags": GemmFlag.BLOCKS}),
-    (GEMM, {"flags": GemmFlag.BLOCKS, "context": 1}),
-    (GEMM, {"flags": GemmFlag.WORDS}),
-    (GEMM, {"flags": GemmFlag.WORDS, "context": 1, "words": 3}),
     (ROWS, {"target": 8192 - 60 - 11}),
     (ROWS, {"target": 0, "blocks": 2049, "rows": 1}),
     (ROWS, {"target": 8192}),
@@ -139,16 +142,13 @@ INVALID: list[tuple[Command, dict[str, Any]]] = [
     (FETCH, {"flags": 128}),
     (FETCH, {"context": 64}),
     (FETCH, {"source": Address(1, 4)}),
-    (FETCH, {"flags": LengthFlag.LENGTH}),
-    (FETCH, {"flags": LengthFlag.LENGTH, "context": 1, "words": 15}),
     (VECTOR, {"words": 0}),
     (VECTOR, {"outer": 0}),
     (VECTOR, {"inner": 0}),
     (VECTOR, {"flags": 128}),
     (VECTOR, {"flags": VectorFlag.SQUARE | VectorFlag.B_VALUE}),
-    (VECTOR, {"flags": VectorFlag.LENGTH}),
-    (VECTOR, {"flags": VectorFlag.LENGTH, "context": 1}),
     (VECTOR, {"flags": VectorFlag.CAUSAL, "context": 1, "offset": 26}),
+    (VECTOR, {"flags": VectorFlag.CAUSAL, "context": 1, "chunk": 255, "offset": 26}),
     (VECTOR, {"context": 64}),
     (VECTOR, {"step": 8}),
     (VECTOR, {"combine": 4}),
@@ -159,7 +159,6 @@ INVALID: list[tuple[Command, dict[str, Any]]] = [
     (QUANTIZE, {"outer": 0}),
     (QUANTIZE, {"inner": 0}),
     (QUANTIZE, {"flags": 32}),
-    (QUANTIZE, {"flags": LengthFlag.LENGTH, "context": 1}),
     (QUANTIZE, {"context": 64}),
     (APPEND, {"words": 0}),
     (APPEND, {"words": 9}),
@@ -177,7 +176,6 @@ INVALID: list[tuple[Command, dict[str, Any]]] = [
     (STORE, {"output": Address(1, 4)}),
     (CONTEXT, {"first": 62}),
     (CONTEXT, {"first": 255}),
-    (CONTEXT, {"tokens": (0, 16385)}),
     (CONTEXT, {"flags": 1}),
     (CONTEXT, {"wait": 1}),
     (CONTEXT, {"signal": 1}),
@@ -230,14 +228,30 @@ def test_count_of_context_registers(count: int) -> None:
     assert command_error(NANO, with_word(CONTEXT, 1, shape | 24 << 8), BASES) is ErrorCode.NONE
 
 
-def test_counts_that_hold_the_context() -> None:
-    gemm = replace(GEMM, context=1, words=9, blocks=10)
-    assert gemm_counts(NANO, gemm, CONTEXTS) == (9, 10)
-    assert gemm_counts(NANO, replace(gemm, flags=GemmFlag.WORDS), CONTEXTS) == (4, 10)
-    assert gemm_counts(NANO, replace(gemm, flags=GemmFlag.BLOCKS), CONTEXTS) == (9, 4)
-    vector = replace(VECTOR, words=100, context=1)
-    assert row_words(NANO, vector, CONTEXTS) == 100
-    assert row_words(NANO, replace(vector, flags=VectorFlag.LENGTH), CONTEXTS) == 16
+def test_counts_that_hold_the_chunk() -> None:
+    """As many as the tokens need, at least one, no more than there is room for."""
+    gemm = replace(GEMM, words=9, blocks=10)
+    words, blocks = (replace(gemm, flags=flag) for flag in (GemmFlag.WORDS, GemmFlag.BLOCKS))
+    vector = replace(VECTOR, words=38)
+    rows = replace(vector, flags=VectorFlag.LENGTH)
+    for seen, held in ((-600, 1), (-1, 1), (0, 1), (1, 1), (8, 1), (9, 2), (25, 4), (72, 9), (73, 10), (65535, 8192)):
+        assert gemm_counts(NANO, gemm, seen) == (9, 10)
+        assert gemm_counts(NANO, words, seen) == (min(held, 9), 10)
+        assert gemm_counts(NANO, blocks, seen) == (9, min(held, 10))
+        assert row_words(NANO, vector, seen) == 38
+        assert row_words(NANO, rows, seen) == min(4 * held, 38)
+
+
+def test_tokens_seen() -> None:
+    """Those behind the beginning of the chunk; APPEND has none."""
+    assert [tokens_seen(replace(GEMM, chunk=chunk), 1100) for chunk in (0, 1, 2, 3, 255)] == [
+        1100,
+        588,
+        76,
+        -436,
+        1100 - 255 * 512,
+    ]
+    assert tokens_seen(APPEND, 1100) == 1100
 
 
 @pytest.mark.parametrize("opcode", [0, max(Opcode) + 1, 255])

@@ -58,10 +58,13 @@ GEMM = Gemm(
     pitch=0x30,
     stride=0x10024,
     context=0x3F,
+    chunk=0x21,
     target=0x1234,
     target_pitch=0x40,
 )
-FETCH = Fetch(words=0x90, target=0x1000, source=Address(2, 0x40), context=5, flags=LengthFlag.LENGTH, wait=1, signal=2)
+FETCH = Fetch(
+    words=0x90, target=0x1000, source=Address(2, 0x40), context=5, chunk=0x22, flags=LengthFlag.LENGTH, wait=1
+)
 VECTOR = Vector(
     words=0x10,
     outer=0x20,
@@ -86,6 +89,7 @@ VECTOR = Vector(
     function=Function.RSQRT,
     reduce=Reduce.ABSOLUTE,
     context=5,
+    chunk=0x23,
     offset=0x1F,
     window=0x200,
     flags=VectorFlag.WRITE | VectorFlag.MASK | VectorFlag.CAUSAL,
@@ -105,6 +109,7 @@ QUANTIZE = Quantize(
     pitch=7,
     row=8,
     context=9,
+    chunk=0x24,
     flags=LengthFlag.LENGTH,
 )
 APPEND = Append(
@@ -152,16 +157,20 @@ GEMM_WORDS = [
     0x003F0030,  # context 3f, pitch 0030
     0x00010024,  # stride
     0x00401234,  # target_pitch 0040, target 1234
-    *[0] * 4,
+    *[0] * 2,
+    0x00000021,  # chunk
+    0x00000000,
 ]
 FETCH_WORDS = [
-    0x02014004,
+    0x00014004,
     0x00000000,
     0x00050090,  # context 05, words 0090
     0x00001000,  # target
     0x00000040,
     0x02000000,
-    *[0] * 9,
+    *[0] * 7,
+    0x00000022,  # chunk
+    0x00000000,
 ]
 VECTOR_WORDS = [
     0x02013105,
@@ -177,7 +186,8 @@ VECTOR_WORDS = [
     0x000D000C,  # reduced, target_inner
     0x3F800000,
     0xBF800000,
-    *[0] * 2,
+    0x00000023,  # chunk
+    0x00000000,
 ]
 QUANTIZE_WORDS = [
     0x00004006,
@@ -189,7 +199,9 @@ QUANTIZE_WORDS = [
     0x00050004,  # inverse, largest
     0x00070006,  # pitch, activation
     0x00000008,  # row
-    *[0] * 6,
+    *[0] * 4,
+    0x00000024,  # chunk
+    0x00000000,
 ]
 APPEND_WORDS = [
     0x00000107,
@@ -400,7 +412,7 @@ def test_disassembly() -> None:
         "   0  LOAD     wait=129 signal=2 rows=16 words=36 activation=288 row=512 source=b3+0x12345678a0",
         "   1  GEMM     flags=3 wait=1 signal=2 rows=16 words=36 activation=288 row=512 blocks=96 stream_wait=4 "
         "read_signal=8 weights=b1+0x800000000010 output=b7+0x40 pitch=48 context=63 stride=65572 target=4660 "
-        "target_pitch=64",
+        "target_pitch=64 chunk=33",
         "   2  ??    command: check word must match, but does not; the list is damaged: write it again",
         "   3  END",
     ]

@@ -15,12 +15,12 @@ SIM = CONFIGS["sim"]
     ("name", "array_size", "word"),
     [
         # version, packed, log2 of vector words, address bits - 1, log2 of fifo, activation words, accumulator rows, R
-        ("nano", 8, 2 << 28 | 0 << 27 | 13 << 22 | 31 << 16 | 8 << 12 | 11 << 7 | 6 << 3 | 3),
-        ("sim", 16, 2 << 28 | 0 << 27 | 15 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
-        ("sim_wide", 16, 2 << 28 | 0 << 27 | 15 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
-        ("pynq_z2", 16, 2 << 28 | 1 << 27 | 14 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
-        ("zcu104", 32, 2 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 5),
-        ("u250", 64, 2 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 6),
+        ("nano", 8, 3 << 28 | 0 << 27 | 13 << 22 | 31 << 16 | 8 << 12 | 11 << 7 | 6 << 3 | 3),
+        ("sim", 16, 3 << 28 | 0 << 27 | 15 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("sim_wide", 16, 3 << 28 | 0 << 27 | 15 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("pynq_z2", 16, 3 << 28 | 1 << 27 | 14 << 22 | 31 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 4),
+        ("zcu104", 32, 3 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 5),
+        ("u250", 64, 3 << 28 | 0 << 27 | 14 << 22 | 39 << 16 | 11 << 12 | 13 << 7 | 9 << 3 | 6),
     ],
 )
 def test_named_configuration_and_word(name: str, array_size: int, word: int) -> None:
@@ -107,7 +107,7 @@ def test_bounds_are_valid_and_survive_the_word(field: str, value: int) -> None:
 
 def test_word_of_another_contract() -> None:
     message = (
-        "configuration word 0x139f9ecc: contract version must be 2, not 1; "
+        "configuration word 0x139f9ecc: contract version must be 3, not 1; "
         "use the release that built this device, or rebuild it"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
@@ -116,7 +116,7 @@ def test_word_of_another_contract() -> None:
 
 def test_word_with_a_field_out_of_range() -> None:
     with pytest.raises(ConfigError, match=r"^configuration 'device': array_size must be 8, 16, 32 or 64, not 1;"):
-        HardwareConfig.from_word(2 << 28)
+        HardwareConfig.from_word(3 << 28)
 
 
 def test_unknown_name() -> None:

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from lepton_hw.config import BLOCK, CONFIGS, MAX_REDUCTION, HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, BLOCK, CONFIGS, MAX_CONTEXT, MAX_REDUCTION, HardwareConfig
 from lepton_hw.errors import FormatError
 from lepton_hw.layout import (
     activation_bytes,
@@ -20,6 +20,8 @@ from lepton_hw.layout import (
     unpack_activations,
     unpack_output,
     unpack_weights,
+    value_beat,
+    value_stride,
     weight_bytes,
     words_of,
 )
@@ -178,3 +180,21 @@ def test_reduction_out_of_range(length: int) -> None:
 
 def test_longest_reduction_packs() -> None:
     assert pack_activations(NANO, random_rows(1, MAX_REDUCTION)).size == (2048 + 32) * 8
+
+
+@configurations
+def test_value_caches_have_ones_before_every_chunk(config: HardwareConfig) -> None:
+    """Each chunk of a block is as if it were alone, and fills its block up to the next one."""
+    assert [value_beat(position) for position in (0, 1, 511, 512, 513, 1023, 1024)] == [4, 5, 515, 520, 521, 1031, 1036]
+    assert value_stride(config, 512) == 516
+    for tokens in (1, 64, 512, 513, 1000, 1536):
+        padded = words_of(config, tokens) * config.array_size
+        assert value_stride(config, tokens) == value_beat(padded - 1) + 1
+
+
+@configurations
+def test_chunks_are_whole_blocks_of_every_array(config: HardwareConfig) -> None:
+    assert ATTENTION_CHUNK % config.array_size == 0
+    assert ATTENTION_CHUNK % BLOCK == 0
+    assert MAX_CONTEXT % ATTENTION_CHUNK == 0
+    assert MAX_CONTEXT < 1 << 16

@@ -221,7 +221,7 @@ def test_errors(folder: Path) -> None:
     spec = decoder_shape(folder)
     with pytest.raises(InputError, match="head size 32 is not a multiple of 64"):
         estimate(spec, get_config("u250"), Memory(), context=64)
-    with pytest.raises(InputError, match="1 to 16384 tokens of context with 1 to as many new ones, not 9 of 8"):
+    with pytest.raises(InputError, match="1 to 65024 tokens of context with 1 to as many new ones, not 9 of 8"):
         estimate(spec, SIM, Memory(), context=8, tokens=9)
     with pytest.raises(InputError, match="bandwidth must be"):
         Memory(bandwidth=2)

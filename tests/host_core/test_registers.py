@@ -234,7 +234,7 @@ def test_other_configuration():
 
 
 def test_other_contract_version():
-    with pytest.raises(DeviceMismatchError, match=r"\(configuration word .*: contract version must be 2, not 9;"):
+    with pytest.raises(DeviceMismatchError, match=r"\(configuration word .*: contract version must be 3, not 9;"):
         RegisterDevice("board", Bus(word=CONFIG.word & 0xFFFFFFF | 9 << 28), CONFIG)
 
 

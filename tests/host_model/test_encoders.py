@@ -22,6 +22,7 @@ from transformers import (
 import lepton.ai as lai
 from lepton.errors import InputError
 from lepton.integrations.transformers import compile_
+from lepton.layers.decoder import DIVISIONS
 from lepton.layers.encode import EncoderForward
 from lepton.layers.encoder import EncoderEngine, PassCompiler
 from lepton.layers.recognize import recognize_encoder
@@ -124,7 +125,7 @@ def test_fewer_rows_where_the_chip_is_small(load: Callable[..., lai.LeptonModel]
     assert torch.equal(*(model.forward(input_ids=tokens).last_hidden_state for model in (nano, sim)))
     forward: Any = nano.module.forward
     with pytest.raises(InputError, match="vector memory: must hold"):
-        PassCompiler(forward.encoder._layout, blocks=3, rows=8, depth=1).compile()
+        PassCompiler(forward.encoder._layout, DIVISIONS[-1], blocks=3, rows=8).compile()
 
 
 @pytest.mark.parametrize(("kind", "linears"), [("bert", 13), ("masked", 14)])

@@ -1,7 +1,8 @@
 """Whole decoder layers on the RTL: memory afterwards, caches and logits with it, is that of the emulator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from lepton.devices.registers import RegisterDevice
 from lepton.layers import DecoderEngine, EncoderEngine
 from lepton.layers.activation import Activation
 from lepton.layers.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
+from lepton_hw.config import ATTENTION_CHUNK
+from lepton_hw.layout import Bytes, value_beat, value_stride
 from lepton_hw.numerics import F32, quantize_weights
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
 
@@ -34,10 +37,10 @@ def random_norm(rng: np.random.Generator, hidden: int, *, centered: bool) -> Nor
     return Norm(1 + weight, bias if centered else None)
 
 
-def decoder(rng: np.random.Generator, *, plain: bool = False) -> DecoderSpec:
+def decoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 4, plain: bool = False) -> DecoderSpec:
     """A random decoder of two layers: in the manner of Llama, or plain, in that of GPT-2."""
-    hidden, heads, head_size, inner, vocabulary = 128, 4, 64, 192, 90
-    key_heads = heads if plain else 2
+    head_size, inner, vocabulary = 64, 192, 90
+    key_heads = heads if plain else heads // 2
 
     linear, norm = partial(random_linear, rng, bias=plain), partial(random_norm, rng, hidden, centered=plain)
 
@@ -113,9 +116,63 @@ def test_decoder_steps(machine_of: Callable, config: str, timing: str, plain: bo
     assert emulated.any()
 
 
-def encoder(rng: np.random.Generator) -> EncoderSpec:
-    """A random encoder of two layers."""
-    hidden, heads, head_size, inner = 128, 2, 64, 192
+def fill_caches(engines: Sequence[DecoderEngine], rng: np.random.Generator) -> None:
+    """Random keys and values everywhere, the same ones for all."""
+    layout = engines[0]._layout
+    size, beat = layout.config.array_size, layout.config.beat_bytes
+    head_size = layout.spec.head_size
+
+    def scales(*shape: int) -> Bytes:
+        return rng.uniform(0.001, 0.01, shape).astype(np.float32).view(np.uint8)
+
+    for layer, slot, head in product(range(len(layout.spec.layers)), range(layout.slots), range(layout.spec.key_heads)):
+        blocks = layout.context // size
+        keys = rng.integers(0, 256, (blocks, 4 + head_size, beat), dtype=np.uint8)
+        keys[:, :4] = scales(blocks, size).reshape(blocks, 4, beat)
+        parts = [("keys", 0, keys), ("scales", 0, scales(layout.context))]
+        for chunk, block in product(range(0, layout.context, ATTENTION_CHUNK), range(head_size // size)):
+            tokens = min(ATTENTION_CHUNK, layout.context - chunk)
+            at = (block * value_stride(layout.config, layout.context) + value_beat(chunk)) * beat
+            parts.append(("values", at, rng.integers(0, 256, (tokens, beat), dtype=np.uint8)))
+        for (kind, offset, data), engine in product(parts, engines):
+            place = layout.cache(kind, layer, slot, head).offset + offset
+            engine.device.write(engine._caches, data.reshape(-1), place)
+
+
+@pytest.mark.parametrize("config", [*FAST, *LARGE])
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_steps_across_chunks(machine_of: Callable, config: str, timing: str) -> None:
+    """A prompt over the end of a chunk, a token behind it, and batches in one, two and three chunks."""
+    rng = np.random.default_rng(7)
+    machine = machine_of(config, TIMINGS[timing])
+    machine.core.memory[:] = 0
+    spec = decoder(rng, hidden=64, heads=2)
+    rtl = RegisterDevice("rtl", machine.core, machine.config)
+    emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
+    engines = [DecoderEngine(device, spec, context=1088, slots=2) for device in (rtl, emulator)]
+    fill_caches(engines, rng)
+
+    def inputs(count: int) -> tuple[F32, F32, F32]:
+        x = rng.standard_normal((count, spec.hidden)).astype(np.float32)
+        angles = rng.uniform(0, 7, (count, spec.angles))
+        return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def compare(step: Callable[[DecoderEngine], F32]) -> None:
+        logits = [step(engine) for engine in engines]
+        np.testing.assert_array_equal(*(values.view(np.uint32) for values in logits))
+        compare_counters(rtl, emulator)
+
+    prompt, token, batch = inputs(7), inputs(1), inputs(2)
+    compare(lambda engine: engine.prefill(*prompt, position=509, all_logits=True))
+    compare(lambda engine: engine.decode(*token, positions=[516]))
+    compare(lambda engine: engine.decode(*batch, slots=(0, 1), positions=[517, 1024]))
+    compare(lambda engine: engine.decode(*batch, slots=(1, 0), positions=[3, 518]))
+    np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulator.read(engines[1]._caches))
+
+
+def encoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 2, layers: int = 2) -> EncoderSpec:
+    """A random encoder."""
+    head_size, inner = 64, 192
     linear, norm = partial(random_linear, rng, bias=True), partial(random_norm, rng, hidden, centered=True)
     layers = [
         Layer(
@@ -124,7 +181,7 @@ def encoder(rng: np.random.Generator) -> EncoderSpec:
             mlp_norm=norm(),
             mlp=Mlp(None, linear(inner, hidden), linear(hidden, inner), Activation.GELU),
         )
-        for _ in range(2)
+        for _ in range(layers)
     ]
     return EncoderSpec(hidden, heads, head_size, inner, 1e-12, tuple(layers))
 
@@ -147,3 +204,18 @@ def test_encoder_passes(machine_of: Callable, config: str, timing: str) -> None:
     emulated = emulator.read(engines[1]._caches)
     np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
     assert emulated.any()
+
+
+@pytest.mark.slow
+def test_an_encoder_pass_across_chunks(machine_of: Callable) -> None:
+    """Tokens of the first chunk see those of the second."""
+    rng = np.random.default_rng(8)
+    machine = machine_of("nano")
+    machine.core.memory[:] = 0
+    spec = encoder(rng, hidden=64, heads=1, layers=1)
+    rtl = RegisterDevice("rtl", machine.core, machine.config)
+    emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
+    x = rng.standard_normal((515, spec.hidden)).astype(np.float32)
+    hidden = [EncoderEngine(device, spec, context=520).encode(x) for device in (rtl, emulator)]
+    np.testing.assert_array_equal(*(values.view(np.uint32) for values in hidden))
+    compare_counters(rtl, emulator)

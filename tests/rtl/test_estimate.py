@@ -12,8 +12,9 @@ from lepton.devices.base import Counters
 from lepton.devices.registers import RegisterDevice
 from lepton.estimate import Memory, execute, timing
 from lepton.layers import DecoderEngine
-from lepton.layers.decoder import DecoderCompiler, StepShape, set_contexts
+from lepton.layers.decoder import DecoderCompiler
 from lepton.layers.layout import Layout
+from lepton.layers.step import StepShape, set_contexts
 from lepton_hw.config import CONFIGS, get_config
 from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
 from lepton_rtl.array import MAX_CHAIN_ROWS, SystolicArray
@@ -32,6 +33,8 @@ SHAPES = {
     "token": ({"hidden": 128, "heads": 4, "key_heads": 2, "head_size": 64, "inner": 192}, 1, 1, 40),
     "prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 50),
     "batch": ({"hidden": 64, "heads": 3, "key_heads": 3, "head_size": 32, "inner": 128}, 1, 5, 70),
+    "long-token": ({"hidden": 64, "heads": 6, "key_heads": 3, "head_size": 32, "inner": 96}, 1, 1, 1500),
+    "long-prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 530),
 }
 """Decoders with new tokens, sequences and context."""
 

@@ -23,7 +23,7 @@ from lepton_hw.commands import (
     Step,
     VectorFlag,
 )
-from lepton_hw.config import BLOCK, GROUP_WORDS
+from lepton_hw.config import ATTENTION_CHUNK, BLOCK, GROUP_WORDS
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARGEST
@@ -89,6 +89,7 @@ class Column(IntEnum):
     SCALE_STRIDE = 48
     FIRST = 49
     COUNT = 50
+    CHUNK = 51
 
 
 CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, OUTCOMES = range(7)
@@ -179,18 +180,23 @@ def _load(step, size, memory, floats, buffer, eighths, outcome):
             source += length
 
 
+@njit("i8(i8[::1], i8[::1])", nogil=True, cache=True)
+def _seen(step, contexts):
+    """Tokens of the context behind the beginning of the chunk; less than zero if it begins behind them."""
+    return contexts[step[Column.CONTEXT]] - step[Column.CHUNK] * ATTENTION_CHUNK
+
+
 @njit("i8(i8[::1], i8[::1], i8)", nogil=True, cache=True)
 def _held(step, contexts, size):
-    """Blocks of R tokens that hold the context."""
-    return -(-contexts[step[Column.CONTEXT]] // size)
+    """Blocks of R tokens that hold the chunk, at least one."""
+    return max(1, -(-_seen(step, contexts) // size))
 
 
 @njit("i8(i8[::1], i8[::1], i8)", nogil=True, cache=True)
 def _row_words(step, contexts, size):
-    """Words of a row, 0 if there are more than allowed."""
+    """Words of a row."""
     if step[Column.FLAGS] & LengthFlag.LENGTH.value:
-        words = PARAMETER_BEATS * _held(step, contexts, size)
-        return words if words <= step[Column.WORDS] else 0
+        return min(PARAMETER_BEATS * _held(step, contexts, size), step[Column.WORDS])
     return step[Column.WORDS]
 
 
@@ -200,9 +206,9 @@ def _gemm_shape(step, contexts, size):
     flags, words, blocks = step[Column.FLAGS], step[Column.WORDS], step[Column.BLOCKS]
     held = _held(step, contexts, size)
     if flags & GemmFlag.WORDS.value:
-        words = held
+        words = min(held, words)
     if flags & GemmFlag.BLOCKS.value:
-        blocks = held
+        blocks = min(held, blocks)
     kinds = (flags & GemmFlag.FLOAT.value != 0) + (flags & GemmFlag.BIAS.value != 0)
     parameters = PARAMETER_BEATS * kinds
     stride = step[Column.STRIDE] if step[Column.STRIDE] else parameters + words * size
@@ -276,9 +282,6 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
     block_beats = parameters + words * size
     end = weights + ((blocks - 1) * stride + block_beats) * size
     results = 0 if step[Column.FLAGS] & GemmFlag.ROWS.value else blocks * rows * PARAMETER_BEATS
-    if not (1 <= words <= step[Column.WORDS] and 1 <= blocks <= step[Column.BLOCKS]):
-        _fail(outcome, ErrorCode.FIELD, step)
-        return
     if weights < 0 or end > memory.size or (results and (output < 0 or output + results * size > memory.size)):
         _fail(outcome, ErrorCode.WINDOW, step)
         return
@@ -335,9 +338,7 @@ def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighth
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
 def _fetch(step, contexts, size, memory, floats, vectors, outcome):
     words, source = _row_words(step, contexts, size), step[Column.SOURCE]
-    if not words:
-        _fail(outcome, ErrorCode.FIELD, step)
-    elif source < 0 or source + words * size > memory.size:
+    if source < 0 or source + words * size > memory.size:
         _fail(outcome, ErrorCode.WINDOW, step)
     else:
         outcome[READ_BEATS] += words
@@ -368,9 +369,9 @@ def _operand(row, vectors, at, lanes, stepped):
 def _vector(step, contexts, size, vectors, outcome):
     flags, steps, reduce = step[Column.FLAGS], step[Column.STEP], step[Column.REDUCE]
     combine, function = step[Column.COMBINE], step[Column.FUNCTION]
-    tokens = contexts[step[Column.CONTEXT]]
+    seen = _seen(step, contexts)
     words = _row_words(step, contexts, size)
-    if not words or (flags & VectorFlag.CAUSAL.value and step[Column.OFFSET] > tokens):
+    if flags & VectorFlag.CAUSAL.value and step[Column.OFFSET] > contexts[step[Column.CONTEXT]]:
         _fail(outcome, ErrorCode.FIELD, step)
         return
     lanes = size // 4
@@ -401,7 +402,7 @@ def _vector(step, contexts, size, vectors, outcome):
     bits = p.view(np.int32)
     neutral = _NEGATIVE_INFINITY if reduce == Reduce.MAXIMUM else ZERO
     for i in range(step[Column.OUTER]):
-        limit = tokens - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else tokens
+        limit = seen - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else seen
         lower = max(0, limit - step[Column.WINDOW]) if step[Column.WINDOW] else 0
         for j in range(step[Column.INNER]):
             _operand(p, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, steps & Step.A.value != 0)
@@ -448,9 +449,6 @@ def _scale(largest):
 @njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
 def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
     words = _row_words(step, contexts, size)
-    if not words:
-        _fail(outcome, ErrorCode.FIELD, step)
-        return
     lanes = size // 4
     depth = vectors.size // lanes
     count = words * lanes
@@ -522,7 +520,7 @@ def _append(step, contexts, size, memory, floats, vectors, outcome):
             scale = _scale(largest)
             cache = step[Column.CACHE] + j * step[Column.HEAD_STRIDE] * size
             if value:
-                begin = cache + (PARAMETER_BEATS + position) * size
+                begin = cache + (PARAMETER_BEATS * (position // ATTENTION_CHUNK + 1) + position) * size
                 end = begin + ((count // size - 1) * step[Column.STRIDE] + 1) * size
                 at_scale = step[Column.SCALES] + j * step[Column.SCALE_STRIDE] * size + 4 * position
                 outside = at_scale < 0 or at_scale + 4 > memory.size

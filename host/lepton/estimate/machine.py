@@ -5,6 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lepton_hw.checks import tokens_seen
 from lepton_hw.commands import (
     BASES,
     CONTEXTS,
@@ -114,6 +115,7 @@ class _Job(NamedTuple):
     """Of its command."""
     command: Command
     tokens: int
+    """Of its context, that it sees."""
 
 
 class _Rows(NamedTuple):
@@ -207,7 +209,7 @@ class _Machine:
                     self._contexts[command.first + i] = tokens
                 self._run.done[index] = loop.now
             self._note("dispatch", index, began, loop.now + 1)
-            job = _Job(index, command, self._contexts[getattr(command, "context", 0)])
+            job = _Job(index, command, tokens_seen(command, self._contexts[getattr(command, "context", 0)]))
             queues = self._queues(command)
             for queue in queues:
                 yield from queue.room()

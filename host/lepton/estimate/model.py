@@ -11,9 +11,10 @@ from lepton_hw.commands import Command, Fetch
 from lepton_hw.config import HardwareConfig
 
 from ..errors import InputError
-from ..layers.decoder import CONTEXTS, DecoderCompiler, StepShape, set_contexts
+from ..layers.decoder import CONTEXTS, DecoderCompiler
 from ..layers.layout import Layout, obstacle
 from ..layers.spec import DecoderSpec
+from ..layers.step import StepShape, set_contexts
 from .boards import Memory
 from .machine import Run, execute
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lepton_hw import checks
+from lepton_hw.checks import gemm_counts
 from lepton_hw.commands import (
     Append,
     AppendFlag,
     Fetch,
     Gemm,
     GemmFlag,
-    LengthFlag,
     Load,
     Quantize,
     Step,
@@ -18,7 +19,7 @@ from lepton_hw.commands import (
     VectorFlag,
 )
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
-from lepton_hw.layout import PARAMETER_BEATS, block_beats, key_block_beats, row_beats, words_of
+from lepton_hw.layout import PARAMETER_BEATS, block_beats, key_block_beats, row_beats, value_beat
 
 VectorCommand = Vector | Quantize | Append | Store
 
@@ -75,13 +76,13 @@ def command_beats(config: HardwareConfig) -> int:
 
 
 def product_of(config: HardwareConfig, command: Gemm, tokens: int) -> Product:
-    """The sizes of a GEMM with ``tokens`` in its context register."""
-    held = words_of(config, tokens)
+    """The sizes of a GEMM that sees ``tokens`` of its context."""
     flags = command.flags
+    words, blocks = gemm_counts(config, command, tokens)
     return Product(
         rows=command.rows,
-        words=held if flags & GemmFlag.WORDS else command.words,
-        blocks=held if flags & GemmFlag.BLOCKS else command.blocks,
+        words=words,
+        blocks=blocks,
         parameters=PARAMETER_BEATS * (bool(flags & GemmFlag.FLOAT) + bool(flags & GemmFlag.BIAS)),
     )
 
@@ -114,10 +115,8 @@ def array_latency(config: HardwareConfig) -> int:
 
 
 def row_words(config: HardwareConfig, command: VectorCommand | Fetch, tokens: int) -> int:
-    """Words of a row with ``tokens`` in the context register."""
-    if not isinstance(command, Append | Store) and command.flags & LengthFlag.LENGTH:
-        return words_of(config, tokens) * PARAMETER_BEATS
-    return command.words
+    """Words of a row of a command that sees ``tokens`` of its context."""
+    return command.words if isinstance(command, Append | Store) else checks.row_words(config, command, tokens)
 
 
 def load_beats(config: HardwareConfig, command: Load | Fetch, tokens: int) -> int:
@@ -207,7 +206,7 @@ def append_transfers(config: HardwareConfig, command: Append, words: int, tokens
         for j in range(command.inner):
             head = command.cache.offset + j * command.head_stride * beat
             if command.flags & AppendFlag.VALUE:
-                first = head + (PARAMETER_BEATS + position) * beat
+                first = head + value_beat(position) * beat
                 scale = command.scales.offset + (j * command.scale_stride + position // config.lanes) * beat
                 blocks = range(words // PARAMETER_BEATS)
                 rows.append([(scale, 1), *((first + block * command.stride * beat, 1) for block in blocks)])

@@ -130,13 +130,15 @@ class ListBuilder:
         reads, writes = tuple(reads), tuple(writes)
         if isinstance(command, Gemm):
             # Caches are read by the weight stream, activations by the array, vectors are written behind it.
-            self._access(index, _Point.STREAM, None, [s for s in reads if s.space is Space.CACHE], ())
-            self._access(index, _Point.ARRAY, _Event.READ, [s for s in reads if s.space is not Space.CACHE], ())
-            self._access(index, _Point.ARRAY, _Event.MULTIPLIED, (), writes)
-        elif isinstance(command, Load | Fetch):
-            self._access(index, _Point.LOAD, _Event.LOADED, reads, writes)
+            activations = [span for span in reads if span.space is not Space.CACHE]
+            self._wait(index, _Point.STREAM, [span for span in reads if span.space is Space.CACHE], ())
+            self._wait(index, _Point.ARRAY, activations, writes)
+            self._note(index, _Event.READ, activations, ())
+            self._note(index, _Event.MULTIPLIED, (), writes)
         else:
-            self._access(index, _Point.VECTOR, _Event.COMPUTED, reads, writes)
+            loads = isinstance(command, Load | Fetch)
+            self._wait(index, _Point.LOAD if loads else _Point.VECTOR, reads, writes)
+            self._note(index, _Event.LOADED if loads else _Event.COMPUTED, reads, writes)
 
     def finish(self) -> list[Command]:
         """The commands with their semaphores, and END.
@@ -174,9 +176,8 @@ class ListBuilder:
                         f"give it once more; let fewer tasks take turns"
                     )
 
-    def _access(
-        self, index: int, point: _Point, event: _Event | None, reads: Iterable[Span], writes: Iterable[Span]
-    ) -> None:
+    def _wait(self, index: int, point: _Point, reads: Iterable[Span], writes: Iterable[Span]) -> None:
+        """Have a command wait once for each of the events that its parts need."""
         before: list[tuple[NDArray[np.int32], _Event, Span]] = []
         for other in _Event:
             if (other, point) in _SEMAPHORES:
@@ -192,11 +193,13 @@ class ListBuilder:
                 self._waited[pair] = last
                 self._entries[last].add(_FIELD[other], _SEMAPHORES[pair])
                 self._entries[index].add(_FIELD[point], _SEMAPHORES[pair])
-        if event is not None:
-            for span in reads:
-                self._read[event, span.space][span.begin : span.end] = index
-            for span in writes:
-                self._written[event, span.space][span.begin : span.end] = index
+
+    def _note(self, index: int, event: _Event, reads: Iterable[Span], writes: Iterable[Span]) -> None:
+        """Note that these parts have been read and written when the event comes."""
+        for span in reads:
+            self._read[event, span.space][span.begin : span.end] = index
+        for span in writes:
+            self._written[event, span.space][span.begin : span.end] = index
 
 
 class Arena:
@@ -235,8 +238,10 @@ class Arena:
         begins: list[int] = []
 
         def allocate(size: int) -> int:
-            begins.append(self.allocate(size))
-            return begins[-1]
+            begin = self.allocate(size)
+            if size:
+                begins.append(begin)
+            return begin
 
         try:
             yield allocate

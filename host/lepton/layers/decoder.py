@@ -2,77 +2,30 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
-from lepton_hw.commands import (
-    CONTEXTS_PER_COMMAND,
-    Address,
-    Append,
-    AppendFlag,
-    Combine,
-    Command,
-    Context,
-    Function,
-    GemmFlag,
-    Reduce,
-    Step,
-)
-from lepton_hw.config import HardwareConfig
-from lepton_hw.layout import PARAMETER_BEATS, value_stride, words_of
+from lepton_hw.commands import CONTEXTS_PER_COMMAND, Address, Combine, Command, Context, Function, Reduce, Step
+from lepton_hw.config import ATTENTION_CHUNK, MAX_CONTEXT
+from lepton_hw.layout import PARAMETER_BEATS, words_of
 
 from ..errors import InputError
 from .activation import INPUT, RESULT, Activation
-from .emit import MINUS_ZERO, Activations, Emitter, Rows, Scalars
+from .attention import AttentionCompiler, Division, Queries
+from .emit import MINUS_ZERO, Activations, Rows, Scalars
 from .layout import INPUTS, Layout
 from .schedule import Task, interleave
 from .spec import DecoderSpec, Linear
+from .step import StepShape
 
-CONTEXTS = (256, 1024, 4096, 16384)
-"""Most tokens of a sequence that lists are compiled for: a longer context needs more room on chip for its scores."""
+CONTEXTS = (256, *(ATTENTION_CHUNK << i for i in range(7)), MAX_CONTEXT)
+"""Most tokens of a sequence that lists are compiled for: a longer context has more chunks."""
 
 BLOCKS_AT_A_TIME = 2
 """Row blocks that are in the layers together: while the array works for one, the vector unit works for the other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepShape:
-    """What one list does: new tokens of sequences in cache slots."""
-
-    slots: tuple[int, ...]
-    """Cache slot of each sequence."""
-    tokens: int
-    """New tokens of each sequence: any number for one, 1 for several."""
-    context: int
-    """Most tokens that a sequence may have with the new ones."""
-    logits: Literal["none", "last", "all"] = "last"
-    """Of which rows: of each sequence's last token, or of every token."""
-
-    @property
-    def rows(self) -> int:
-        """New tokens of all sequences."""
-        return len(self.slots) * self.tokens
-
-    @property
-    def result_rows(self) -> int:
-        """Rows of logits."""
-        return {"none": 0, "last": len(self.slots), "all": self.rows}[self.logits]
-
-    def blocks(self, config: HardwareConfig) -> list[range]:
-        """The rows that go through the layers together: all sequences, or as many tokens of one as the array has
-        rows."""
-        size = self.rows if self.tokens == 1 else config.array_size
-        return [range(first, min(first + size, self.rows)) for first in range(0, self.rows, size)]
-
-    def contexts(self, config: HardwareConfig, tokens: Sequence[int]) -> list[int]:
-        """What the context registers hold when the sequences have so many tokens with the new ones: for each
-        sequence, or for each row block of the one that has several new tokens."""
-        if self.tokens == 1:
-            return list(tokens)
-        return [tokens[0] - self.rows + block.stop for block in self.blocks(config)]
 
 
 @dataclass(frozen=True)
@@ -88,16 +41,6 @@ class RowBlock:
     sines: Rows
     norm: int
     """A norm's parameters."""
-
-
-def set_contexts(commands: Sequence[Command], contexts: Sequence[int]) -> list[Command]:
-    """A list with what :meth:`StepShape.contexts` says in its CONTEXT commands."""
-    return [
-        replace(command, tokens=tuple(contexts[command.first : command.first + len(command.tokens)]))
-        if isinstance(command, Context)
-        else command
-        for command in commands
-    ]
 
 
 class DecoderCompiler:
@@ -120,7 +63,7 @@ class DecoderCompiler:
 
         Raises :class:`InputError` if the step needs more memory on chip than there is.
         """
-        return compile_deepest(lambda depth: StepCompiler(self.layout, step, depth=depth).compile())
+        return compile_fastest(lambda division: StepCompiler(self.layout, step, division).compile())
 
     def room(self, tokens: int) -> int:
         """The context that lists are made for where sequences have so many tokens."""
@@ -152,15 +95,22 @@ class DecoderCompiler:
         return self.most_tokens[context]
 
 
-def compile_deepest(compile_with: Callable[[int], list[Command]]) -> list[Command]:
-    """What a function compiles with as many heads or sequences in attention at a time as the chip has room for."""
-    for depth in (4, 2):
+DIVISIONS = (
+    *(Division(depth, 1) for depth in (4, 2, 1)),
+    *(Division(1, parts) for parts in (2, 4, 8, 16)),
+)
+"""From the fastest to what takes the least room."""
+
+
+def compile_fastest(compile_with: Callable[[Division], list[Command]]) -> list[Command]:
+    """What a function compiles with the first division that the chip has room for."""
+    for division in DIVISIONS[:-1]:
         with suppress(InputError):
-            return compile_with(depth)
-    return compile_with(1)
+            return compile_with(division)
+    return compile_with(DIVISIONS[-1])
 
 
-class StepCompiler(Emitter):
+class StepCompiler(AttentionCompiler):
     """Compiles a list for some rows: new tokens of a sequence, or of several.
 
     The parts of a layer are tasks of :mod:`.schedule`.
@@ -169,12 +119,9 @@ class StepCompiler(Emitter):
     causal = True
     """Whether a token sees those before it only."""
 
-    def __init__(self, layout: Layout, step: StepShape, *, depth: int, states: int = 0) -> None:
-        self.layout, self.step = layout, step
-        self.spec = layout.spec
-        self.depth = depth
-        """Heads or sequences that are in attention at a time."""
-        super().__init__(layout.config, caches=2 * len(layout.spec.layers) * len(step.slots) + states)
+    def __init__(self, layout: Layout, step: StepShape, division: Division, *, states: int = 0) -> None:
+        super().__init__(layout, step, states=states)
+        self.division = division
         self.blocks = step.blocks(self.config)
         self.at_a_time = min(len(self.blocks), BLOCKS_AT_A_TIME)
         """Row blocks that are in the layers together."""
@@ -364,18 +311,19 @@ class StepCompiler(Emitter):
             peaks = allocate(rows * spec.heads)
             if self.step.tokens == 1:
                 self.measure(head, queries_keys, scalars, outer=rows, inner=rotated)
-                tasks = (
-                    self.attend_token(layer, row, queries_keys, scalars, values, value_scalars, mixed, peaks)
-                    for row in range(rows)
-                )
+                tasks = self.sequences(layer, queries_keys, scalars, values, value_scalars, mixed, peaks)
             else:
-                self.measure(head, keys, scalars, outer=rows, inner=spec.key_heads)
-                self.append(layer, 0, keys, scalars, rows, value=False, context=block.context, offset=rows)
-                tasks = (
-                    self.attend_tokens(layer, block, key_head, queries_keys, values, value_scalars, mixed, peaks)
-                    for key_head in range(spec.key_heads)
-                )
-            yield from interleave(tasks, self.depth)
+                position = {"context": block.context, "offset": rows}
+                shape = {"outer": rows, "inner": spec.key_heads}
+
+                def append_values() -> None:
+                    self.measure(head, values, value_scalars, **shape)
+                    self.append(layer, 0, values, value_scalars, rows, value=True, **position)
+
+                self.measure(head, keys, scalars, **shape)
+                self.append(layer, 0, keys, scalars, rows, value=False, **position)
+                tasks = self.key_heads(layer, block, queries_keys, mixed, peaks, append_values)
+            yield from interleave(tasks, self.division.depth)
             yield from self.project(layer, block, mixed, peaks, spec.heads if self.step.tokens == 1 else spec.group)
 
     def project(self, layer: int, block: RowBlock, mixed: Rows, peaks: int, together: int) -> Task:
@@ -430,254 +378,92 @@ class StepCompiler(Emitter):
                     half, part, b=block.cosines, c=product, combine=combine, outer=rows, inner=count, target=part
                 )
 
-    def cache(self, layer: int, number: int, *, value: bool) -> int:
-        """Number of a sequence's keys or values, for what waits for what."""
-        return 2 * (layer * len(self.step.slots) + number) + value
-
-    def append(
+    def sequences(
         self,
         layer: int,
-        number: int,
-        place: Rows,
-        scalars: Scalars,
-        tokens: int,
-        *,
-        value: bool,
-        context: int,
-        offset: int,
-    ) -> None:
-        """Keys or values of ``tokens`` tokens, the first ``offset`` before the end of its context, to a cache."""
-        spec, layout = self.spec, self.layout
-        slot = self.step.slots[number]
-        self.append_to(
-            Append(
-                words=self.words(spec.head_size),
-                outer=tokens,
-                inner=spec.key_heads,
-                a_start=place.start,
-                a_outer=place.outer,
-                a_inner=place.inner,
-                largest=scalars.largest,
-                inverse=scalars.inverse,
-                context=context,
-                offset=offset,
-                cache=layout.cache("values" if value else "keys", layer, slot),
-                head_stride=layout.value_beats if value else layout.key_beats,
-                scales=layout.cache("scales", layer, slot) if value else Address(0, 0),
-                stride=value_stride(self.config, layout.context) if value else 0,
-                scale_stride=layout.scale_beats if value else 0,
-                flags=AppendFlag.VALUE if value else AppendFlag.KEY,
-            ),
-            self.cache(layer, number, value=value),
-        )
-
-    def attend_token(
-        self,
-        layer: int,
-        row: int,
         queries_keys: Rows,
         scalars: Scalars,
         values: Rows,
         value_scalars: Scalars,
         mixed: Rows,
-        peaks: int,
-    ) -> Task:
-        """One new token of a sequence: all heads together."""
-        spec = self.spec
-        head = self.words(spec.head_size)
-        first, count = spec.heads * head, spec.heads + spec.key_heads
-        queries = Rows(queries_keys.start + row * queries_keys.outer, 0, head)
-        keys = Rows(queries.start + first, 0, head)
-        own, position = scalars.after(row * count), {"context": row, "offset": 1}
+        largest: int,
+    ) -> Iterator[Task]:
+        """One new token of each sequence: all heads together, or in three parts if there is one sequence only."""
+        spec, rows = self.spec, self.step.rows
+        head, rotated = self.words(spec.head_size), spec.heads + spec.key_heads
+        together = -(-spec.key_heads // 3) if rows == 1 else spec.key_heads
 
-        def append_values() -> None:
-            if row == 0:
-                self.measure(head, values, value_scalars, outer=self.step.rows, inner=spec.key_heads)
-            place = Rows(values.start + row * values.outer, 0, head)
-            self.append(layer, row, place, value_scalars.after(row * spec.key_heads), 1, value=True, **position)
+        def append(row: int, place: Rows, own: Scalars, *, value: bool) -> None:
+            place = Rows(place.start + row * place.outer, 0, head)
+            self.append(layer, row, place, own, 1, value=value, context=row, offset=1)
 
-        self.append(layer, row, keys, own.after(spec.heads), 1, value=False, **position)
-        with self.activations(spec.heads, words_of(self.config, spec.head_size)) as source:
-            self.quantize(head, queries, own, source, inner=spec.heads)
+        def append_values(row: int, first: int) -> None:
+            if row == first == 0:
+                self.measure(head, values, value_scalars, outer=rows, inner=spec.key_heads)
+            if first == 0:
+                append(row, values, value_scalars.after(row * spec.key_heads), value=True)
+
+        def attend(row: int, first: int) -> Task:
+            query, own = first * spec.group, scalars.after(row * rotated)
+            if first == 0:
+                keys = Rows(queries_keys.start + spec.heads * head, queries_keys.outer, head)
+                append(row, keys, own.after(spec.heads), value=False)
+            key_heads = range(first, min(first + together, spec.key_heads))
+            source, target = (
+                Rows(place.start + row * place.outer + query * head, spec.group * head, head)
+                for place in (queries_keys, mixed)
+            )
             yield from self.attend(
                 layer,
-                source,
-                number=row,
-                context=row,
-                key_heads=range(spec.key_heads),
-                tokens=1,
-                target=Rows(mixed.start + row * mixed.outer, spec.group * head, head),
-                largest=peaks + row * spec.heads,
-                append_values=append_values,
+                Queries(
+                    number=row,
+                    context=row,
+                    key_heads=key_heads,
+                    outer=len(key_heads),
+                    source=source,
+                    scalars=own.after(query),
+                    target=target,
+                    largest=largest + row * spec.heads + query,
+                    append_values=partial(append_values, row, first),
+                ),
             )
 
-    def attend_tokens(
+        return (attend(row, first) for row in range(rows) for first in range(0, spec.key_heads, together))
+
+    def key_heads(
         self,
         layer: int,
         block: RowBlock,
-        key_head: int,
-        queries_keys: Rows,
-        values: Rows,
-        value_scalars: Scalars,
-        mixed: Rows,
-        peaks: int,
-    ) -> Task:
-        """Several new tokens of one sequence: the query heads of a key head, with the first of which go the values."""
-
-        def append_values() -> None:
-            if key_head == 0:
-                self.measure(values.inner, values, value_scalars, outer=block.rows, inner=self.spec.key_heads)
-                position = {"context": block.context, "offset": block.rows}
-                self.append(layer, 0, values, value_scalars, block.rows, value=True, **position)
-
-        yield from self.attend_heads(layer, block, key_head, queries_keys, mixed, peaks, append_values)
-
-    def attend_heads(
-        self,
-        layer: int,
-        block: RowBlock,
-        key_head: int,
         queries: Rows,
         mixed: Rows,
-        peaks: int,
-        append_values: Callable[[], None],
-    ) -> Task:
-        """The query heads of a key head, for all rows of a block."""
-        spec = self.spec
-        head, rows = self.words(spec.head_size), block.rows * spec.group
-        first = key_head * spec.group * head
-        with (
-            self.vectors.scope() as allocate,
-            self.activations(rows, words_of(self.config, spec.head_size)) as source,
-        ):
-            scalars = Scalars(allocate(rows), allocate(rows))
-            part = Rows(queries.start + first, queries.outer, head)
-            self.measure(head, part, scalars, outer=block.rows, inner=spec.group)
-            self.quantize(head, part, scalars, source, outer=block.rows, inner=spec.group)
-            yield from self.attend(
-                layer,
-                source,
-                number=0,
-                context=block.context,
-                key_heads=range(key_head, key_head + 1),
-                tokens=block.rows,
-                target=Rows(mixed.start + first, mixed.outer, head),
-                largest=peaks + key_head * rows,
-                append_values=append_values,
-            )
-
-    def attend(
-        self,
-        layer: int,
-        queries: Activations,
-        *,
-        number: int,
-        context: int,
-        key_heads: range,
-        tokens: int,
-        target: Rows,
         largest: int,
         append_values: Callable[[], None],
-    ) -> Task:
-        """Attention of quantized queries, rows (token or key head, head of the group), to a sequence's cache.
-
-        ``target`` is where row (i, j) of the result goes, ``largest`` where the largest magnitudes of the rows go.
-        ``append_values`` adds what values are not in the cache yet.
-        """
-        spec, layout, config = self.spec, self.layout, self.config
-        slot = self.step.slots[number]
-        head, query_words = self.words(spec.head_size), words_of(config, spec.head_size)
-        blocks = words_of(config, self.step.context)
-        pitch = blocks * PARAMETER_BEATS
-        group = spec.group
-        outer = len(key_heads) if tokens == 1 else tokens
-        rows = outer * group
-        per_head = rows // len(key_heads)
-        keys, values = (self.cache(layer, number, value=value) for value in (False, True))
-        with self.vectors.scope() as allocate:
-            found = Rows(allocate(rows * head), group * head, head)
-            sums = allocate(rows)
-            with self.vectors.scope() as allocate_inner, self.activations(rows, blocks) as weights:
-                scores = Rows(allocate_inner(rows * pitch), group * pitch, pitch)
-                scales = allocate_inner(len(key_heads) * pitch)
-                peaks = allocate_inner(rows)
-                scalars = Scalars(allocate_inner(rows), allocate_inner(rows))
-                for i, key_head in enumerate(key_heads):
-                    self.gemm(
-                        per_head,
-                        query_words,
-                        blocks,
-                        queries.after(i * per_head, query_words),
-                        layout.cache("keys", layer, slot, key_head),
-                        Rows(scores.start + i * per_head * pitch, pitch),
-                        cache=keys,
-                        context=context,
-                        flags=GemmFlag.BLOCKS,
-                    )
-                # Values are not needed before the first scores, but what is fetched has to wait for the stream.
-                append_values()
-                for i, key_head in enumerate(key_heads):
-                    source = layout.cache("scales", layer, slot, key_head)
-                    self.fetch(scales + i * pitch, pitch, source, dynamic=context, cache=values)
-                yield
-                factor = float(np.float32(spec.head_size**-0.5))
-                window = spec.layers[layer].attention.window
-                mask = {"context": context, "mask": True, "outer": outer, "inner": group}
-                if window < self.step.context:
-                    mask["window"] = window
-                if tokens > 1 and self.causal:
-                    mask["causal_offset"] = tokens - 1
-                self.vector(pitch, scores, b=factor, reduce=Reduce.MAXIMUM, reduced=peaks, **mask)
-                self.vector(
-                    pitch,
-                    scores,
-                    b=factor,
-                    c=Rows(peaks, group, 1),
-                    broadcast=Step.C,
-                    combine=Combine.SUBTRACT,
-                    function=Function.EXPONENTIAL,
-                    target=scores,
-                    reduce=Reduce.SUM,
-                    reduced=sums,
-                    **mask,
+    ) -> Iterator[Task]:
+        """Several new tokens of one sequence: the query heads of one key head after the other."""
+        spec = self.spec
+        head = self.words(spec.head_size)
+        part = -(-block.rows // self.division.parts)
+        for key_head in range(spec.key_heads):
+            for first in range(0, block.rows, part):
+                source, target = (
+                    Rows(place.start + first * place.outer + key_head * spec.group * head, place.outer, head)
+                    for place in (queries, mixed)
                 )
-                self.vector(
-                    pitch,
-                    scores,
-                    b=Rows(scales, pitch if tokens == 1 else 0, 0),
-                    target=scores,
-                    reduce=Reduce.ABSOLUTE,
-                    reduced=scalars.largest,
-                    **mask,
+                rows = min(part, block.rows - first)
+                yield self.attend(
+                    layer,
+                    Queries(
+                        number=0,
+                        context=block.context,
+                        key_heads=range(key_head, key_head + 1),
+                        outer=rows,
+                        source=source,
+                        target=target,
+                        largest=largest + (key_head * block.rows + first) * spec.group,
+                        causal_offset=block.rows - 1 - first if self.causal and block.rows > 1 else None,
+                        append_values=append_values if key_head == first == 0 else lambda: None,
+                    ),
                 )
-                self.reciprocals(rows, scalars)
-                self.quantize(pitch, scores, scalars, weights, outer=outer, inner=group, context=context)
-                for i, key_head in enumerate(key_heads):
-                    self.gemm(
-                        per_head,
-                        blocks,
-                        query_words,
-                        weights.after(i * per_head, blocks),
-                        layout.cache("values", layer, slot, key_head),
-                        Rows(found.start + i * per_head * head, head),
-                        cache=values,
-                        context=context,
-                        flags=GemmFlag.WORDS,
-                        stride=value_stride(config, layout.context),
-                    )
-                self.vector(rows, Rows(sums), function=Function.RECIPROCAL, target=Rows(sums))
-                yield
-            self.vector(
-                head,
-                found,
-                b=Rows(sums, group, 1),
-                broadcast=Step.B,
-                outer=outer,
-                inner=group,
-                target=target,
-                reduce=Reduce.ABSOLUTE,
-                reduced=largest,
-            )
 
     def mlp(self, layer: int, block: RowBlock) -> Task:
         spec, rows, chunks = self.spec, block.rows, self.layout.chunks

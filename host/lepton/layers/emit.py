@@ -98,7 +98,17 @@ class Emitter:
         end = rows.start + (outer - 1) * rows.outer + (inner - 1) * rows.inner + words
         return Span(Space.VECTOR, rows.start, end)
 
-    def fetch(self, target: int, words: int, source: Address, *, dynamic: int | None = None, cache: int = -1) -> None:
+    def fetch(
+        self,
+        target: int,
+        words: int,
+        source: Address,
+        *,
+        dynamic: int | None = None,
+        chunk: int = 0,
+        cache: int = -1,
+    ) -> None:
+        """``words`` words from memory, or those that hold a chunk of a context, with the register ``dynamic``."""
         self.builder.add(
             Fetch(
                 words=words,
@@ -106,6 +116,7 @@ class Emitter:
                 source=source,
                 flags=LengthFlag.NONE if dynamic is None else LengthFlag.LENGTH,
                 context=dynamic or 0,
+                chunk=chunk,
             ),
             reads=[Span(Space.CACHE, cache, cache + 1)] if cache >= 0 else [],
             writes=[Span(Space.VECTOR, target, target + words)],
@@ -128,6 +139,7 @@ class Emitter:
         reduce: Reduce = Reduce.NONE,
         reduced: int = 0,
         context: int | None = None,
+        chunk: int = 0,
         causal_offset: int | None = None,
         mask: bool = False,
         window: int = 0,
@@ -158,7 +170,7 @@ class Emitter:
             writes.append(Span(Space.VECTOR, reduced, reduced + outer * inner))
         if context is not None:
             flags |= VectorFlag.LENGTH
-            values["context"] = context
+            values |= {"context": context, "chunk": chunk}
         if mask:
             flags |= VectorFlag.MASK
             values["window"] = window
@@ -210,6 +222,7 @@ class Emitter:
         outer: int = 1,
         inner: int = 1,
         context: int | None = None,
+        chunk: int = 0,
     ) -> None:
         """Rows of ``words`` words, whose scalars are known, to the array."""
         pitch, rows = words // PARAMETER_BEATS, outer * inner
@@ -227,6 +240,7 @@ class Emitter:
                 pitch=pitch,
                 row=target.row,
                 context=context or 0,
+                chunk=chunk,
                 flags=LengthFlag.NONE if context is None else LengthFlag.LENGTH,
             ),
             reads=[self._span(a, words, outer, inner), *_spans(scalars, rows)],
@@ -248,6 +262,7 @@ class Emitter:
         bias: bool = False,
         cache: int = -1,
         context: int | None = None,
+        chunk: int = 0,
         flags: GemmFlag = GemmFlag.NONE,
         stride: int = 0,
     ) -> None:
@@ -276,6 +291,7 @@ class Emitter:
                 weights=weights,
                 output=Address(RESULTS, 0) if target is None else Address(0, 0),
                 context=context or 0,
+                chunk=chunk,
                 stride=stride,
                 flags=flags,
                 **values,

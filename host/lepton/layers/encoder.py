@@ -11,12 +11,14 @@ from lepton_hw.numerics import F32
 
 from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
-from .decoder import BLOCKS_AT_A_TIME, RowBlock, StepCompiler, StepShape, compile_deepest
+from .attention import Division
+from .decoder import BLOCKS_AT_A_TIME, RowBlock, StepCompiler, compile_fastest
 from .emit import Activations, Rows, Scalars
-from .engine import check_length
+from .engine import check_context, check_length
 from .layout import INPUTS, RESULTS, Layout, obstacle
 from .schedule import Task, interleave
 from .spec import EncoderSpec, Linear, Norm, rows_of
+from .step import StepShape
 
 _TOKENS, _PADDED = range(2)
 """Context registers: the tokens of the sequence, and what its row blocks have room for."""
@@ -50,12 +52,12 @@ class PassCompiler(StepCompiler):
 
     causal = False
 
-    def __init__(self, layout: EncoderLayout, *, blocks: int, rows: int, depth: int) -> None:
+    def __init__(self, layout: EncoderLayout, division: Division, *, blocks: int, rows: int) -> None:
         self.padded = blocks * rows
         self.numbers = range(blocks)
         step = StepShape(slots=(0,), tokens=rows, context=self.padded, logits="none")
-        super().__init__(layout, step, depth=depth, states=blocks)
-        self.at_a_time = min(blocks, depth, BLOCKS_AT_A_TIME)
+        super().__init__(layout, step, division, states=blocks)
+        self.at_a_time = min(blocks, division.depth, BLOCKS_AT_A_TIME)
         """Row blocks that are in a layer together."""
 
     def compile(self) -> list[Command]:
@@ -106,11 +108,8 @@ class PassCompiler(StepCompiler):
                 self.project_in("query", layer, linear, block, source, found, range(spec.heads))
                 yield
             peaks = allocate(rows * spec.heads)
-            tasks = (
-                self.attend_heads(layer, block, key_head, found, mixed, peaks, lambda: None)
-                for key_head in range(spec.key_heads)
-            )
-            yield from interleave(tasks, self.depth)
+            tasks = self.key_heads(layer, block, found, mixed, peaks, lambda: None)
+            yield from interleave(tasks, self.division.depth)
             yield from self.project(layer, block, mixed, peaks, spec.group)
         yield from self.mlp(layer, block)
         self.store(hidden, block.x, self.place(RESULTS, number), self.states(number), outer=rows)
@@ -160,6 +159,7 @@ class EncoderEngine:
     def __init__(self, device: Device, spec: EncoderSpec, *, context: int, timeout: float = 600.0) -> None:
         if reason := obstacle(spec, device.config):
             raise InputError(f"encoder: must fit the array of '{device.config.name}', but its {reason}")
+        check_context(context)
         self.device, self.spec, self.context = device, spec, context
         self._timeout = timeout
         self.observe: Callable[[Counters], object] | None = None
@@ -213,9 +213,9 @@ class EncoderEngine:
         rows, blocks = self.device.config.array_size, words
         while True:
             try:
-                commands = compile_deepest(
-                    lambda depth, blocks=blocks, rows=rows: PassCompiler(
-                        self._layout, blocks=blocks, rows=rows, depth=depth
+                commands = compile_fastest(
+                    lambda division, blocks=blocks, rows=rows: PassCompiler(
+                        self._layout, division, blocks=blocks, rows=rows
                     ).compile()
                 )
                 break

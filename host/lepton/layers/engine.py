@@ -6,15 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from lepton_hw.commands import COMMAND_BYTES, Context, decode, encode, encode_list
+from lepton_hw.config import MAX_CONTEXT
 from lepton_hw.layout import output_bytes, unpack_output
 from lepton_hw.numerics import F32
 
 from ..devices.base import Buffer, Counters, Device
 from ..errors import InputError
-from .decoder import BLOCKS_AT_A_TIME, CONTEXTS, DecoderCompiler, StepShape, set_contexts
+from .decoder import BLOCKS_AT_A_TIME, CONTEXTS, DecoderCompiler
 from .layout import Layout, obstacle
 from .programs import COMPILER, Programs
 from .spec import DecoderSpec
+from .step import StepShape, set_contexts
+
+
+def check_context(context: int) -> None:
+    """Raise :class:`InputError` for a context that the context registers cannot count."""
+    if not 1 <= context <= MAX_CONTEXT:
+        raise InputError(f"context: must be 1 to {MAX_CONTEXT} tokens, not {context}; ask for a shorter one")
 
 
 def check_length(tokens: int, context: int) -> None:
@@ -64,6 +72,7 @@ class DecoderEngine:
     ) -> None:
         if reason := obstacle(spec, device.config):
             raise InputError(f"decoder: must fit the array of '{device.config.name}', but its {reason}")
+        check_context(context)
         self.device, self.spec = device, spec
         self.context, self.slots = context, slots
         self._timeout = timeout

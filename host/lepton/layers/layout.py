@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lepton_hw.commands import Address
-from lepton_hw.config import HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.layout import (
     Bytes,
     block_beats,
@@ -41,6 +41,11 @@ def obstacle(spec: Spec, config: HardwareConfig) -> str | None:
     return None
 
 
+def chunks_of(context: int) -> int:
+    """Chunks of a context of so many tokens."""
+    return -(-context // ATTENTION_CHUNK)
+
+
 class Layout:
     """Where a model's weights and caches lie in device memory: offsets in bytes from their base registers."""
 
@@ -63,6 +68,11 @@ class Layout:
         self.value_beats = value_cache_beats(config, context, spec.head_size)
         self.scale_beats = value_scale_beats(config, context)
         self._head_beats = self.key_beats + self.value_beats + self.scale_beats
+        self._chunk_beats = {
+            "keys": key_cache_beats(config, ATTENTION_CHUNK, spec.head_size),
+            "values": value_stride(config, ATTENTION_CHUNK),
+            "scales": value_scale_beats(config, ATTENTION_CHUNK),
+        }
         self.cache_bytes = len(spec.layers) * slots * spec.key_heads * self._head_beats * beat
 
     def weights(self, name: str, layer: int = 0) -> Address:
@@ -82,10 +92,11 @@ class Layout:
             return self.spec.norm
         return getattr(self.spec.layers[layer], name)
 
-    def cache(self, kind: str, layer: int, slot: int, head: int = 0) -> Address:
-        """Address of the ``keys``, ``values`` or ``scales`` of a head."""
+    def cache(self, kind: str, layer: int, slot: int, head: int = 0, chunk: int = 0) -> Address:
+        """Address of the ``keys``, ``values`` or ``scales`` of a head, from a chunk on."""
         spec, beat = self.spec, self.config.beat_bytes
         first = (layer * self.slots + slot) * spec.key_heads * self._head_beats
+        first += chunk * self._chunk_beats[kind]
         beats = {"keys": self.key_beats, "values": self.value_beats, "scales": self.scale_beats}
         for name, size in beats.items():
             if name == kind:
@@ -105,9 +116,10 @@ class Layout:
         for layer in range(len(self.spec.layers)):
             for slot in range(self.slots):
                 for head in range(self.spec.key_heads):
-                    first = self.cache("values", layer, slot, head).offset
-                    for block in range(words_of(self.config, self.spec.head_size)):
-                        yield first + block * stride, ones
+                    for chunk in range(chunks_of(self.context)):
+                        first = self.cache("values", layer, slot, head, chunk).offset
+                        for block in range(words_of(self.config, self.spec.head_size)):
+                            yield first + block * stride, ones
 
     def parts(self) -> Iterator[tuple[str, int, Linear | Norm | F32]]:
         """Name, layer and values of all weights in the order of their use."""

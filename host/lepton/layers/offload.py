@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lepton_hw.config import MAX_REDUCTION, PAGE_BYTES, HardwareConfig
+from lepton_hw.config import MAX_CONTEXT, PAGE_BYTES, HardwareConfig
 
 from ..errors import InputError, LeptonError
 from ..executors import DeviceExecutor, Executor
@@ -24,9 +24,6 @@ from .programs import Programs
 from .recognize import Recognized, RecognizedEncoder, recognize, recognize_encoder
 from .reference import ReferenceEncoder, ReferenceEngine
 from .spec import DecoderSpec
-
-MAX_CONTEXT = MAX_REDUCTION
-"""Longest reduction of the array: a value row has a product with every token."""
 
 DEFAULT_CONTEXT = 8_192
 """Most tokens that caches are made for unless another number is asked for."""
@@ -75,7 +72,7 @@ def compile_layers(
     if programs and programs.fit(config):
         context, sequences = context or programs.context, sequences or programs.slots
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
-    wanted, context = context, min(context or DEFAULT_CONTEXT, positions, MAX_CONTEXT)
+    wanted, context = context, min(context or DEFAULT_CONTEXT, positions)
     if isinstance(executor, DeviceExecutor):
         free = executor.device.free_bytes
         while wanted is None and context > _SHORT_CONTEXT and not _sequences(spec, config, context, free):
@@ -101,7 +98,7 @@ def _compile_encoder(model: nn.Module, executor: Executor, config: HardwareConfi
     if reason := obstacle(spec, config):
         raise NotCompiledError(reason)
     positions = getattr(recognized.base.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
-    tokens = min(context or positions, positions, MAX_CONTEXT)
+    tokens = min(context or MAX_CONTEXT, positions)
     if isinstance(executor, DeviceExecutor):
         engine: Any = EncoderEngine(executor.device, spec, context=tokens)
     else:

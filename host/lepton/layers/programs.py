@@ -15,7 +15,7 @@ import lepton_hw
 from lepton_hw.config import HardwareConfig
 
 from ..errors import FormatError
-from .decoder import StepShape
+from .step import StepShape
 
 FILE = "lepton_programs.safetensors"
 

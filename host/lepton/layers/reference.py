@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from lepton_hw.config import ATTENTION_CHUNK
 from lepton_hw.functions import exponential, reciprocal, rsqrt
 from lepton_hw.numerics import (
     F32,
     I8,
+    SCORE_FLOOR,
     QuantizedWeights,
     accumulate,
     float_add,
@@ -21,7 +23,7 @@ from lepton_hw.numerics import (
 )
 
 from ..executors import LinearHandle, ReferenceExecutor
-from .engine import check_length
+from .engine import check_context, check_length
 from .spec import Attention, DecoderSpec, EncoderSpec, Linear, Mlp, Norm
 
 
@@ -88,6 +90,7 @@ class ReferenceEngine(_Layers):
 
     def __init__(self, spec: DecoderSpec, *, context: int, slots: int = 1) -> None:
         super().__init__(spec.epsilon)
+        check_context(context)
         self.spec = spec
         self.context, self.slots = context, slots
         self._sequences = [KeyValues(spec) for _ in range(slots)]
@@ -133,7 +136,7 @@ class ReferenceEngine(_Layers):
         mixed = np.empty_like(queries)
         for head in range(spec.heads):
             shared = head // spec.group
-            mixed[:, head] = _attend(
+            mixed[:, head] = attend(
                 queries[:, head],
                 QuantizedWeights(*(part[shared] for part in sequence.keys[index])),
                 QuantizedWeights(*(part[shared] for part in sequence.values[index])),
@@ -147,6 +150,7 @@ class ReferenceEncoder(_Layers):
 
     def __init__(self, spec: EncoderSpec, *, context: int) -> None:
         super().__init__(spec.epsilon)
+        check_context(context)
         self.spec, self.context = spec, context
 
     def encode(self, x: F32) -> F32:
@@ -166,7 +170,7 @@ class ReferenceEncoder(_Layers):
         queries, keys, values = np.split(qkv, [heads, 2 * heads])
         mixed = np.stack(
             [
-                _attend(queries[head], quantize_tokens(keys[head]), quantize_tokens(values[head]), causal=False)
+                attend(queries[head], quantize_tokens(keys[head]), quantize_tokens(values[head]), causal=False)
                 for head in range(heads)
             ],
             axis=1,
@@ -191,28 +195,33 @@ def _rotate(x: F32, cosines: F32, sines: F32) -> F32:
     )
 
 
-def _attend(
+def attend(
     queries: F32, keys: QuantizedWeights, values: QuantizedWeights, *, causal: bool = True, window: int = 0
 ) -> F32:
     """Attention of the last tokens' ``queries`` [T, head size] to all of [tokens, head size].
 
-    If ``causal``, a token sees those before it, or with ``window`` so many of them, and itself.
+    If ``causal``, a token sees those before it, or with ``window`` so many of them, and itself. Keys are gone through
+    chunk by chunk: what is found in one is added to what was found before, scaled to the largest score so far.
     """
     tokens = len(keys.mantissa)
+    limit = np.arange(tokens - len(queries), tokens)[:, None] + 1 if causal else np.full((len(queries), 1), tokens)
     rows = quantize_rows(queries)
-    products = accumulate(rows.mantissa, rows.shift, keys.mantissa)
-    scores = float_multiply(scale_output(products, rows.scale, keys.scale, None), _number(len(queries[0]) ** -0.5))
-    result = np.empty_like(queries)
-    for i, row in enumerate(scores):
-        seen = tokens - len(queries) + i + 1 if causal else tokens
-        first = max(0, seen - window) if window else 0
-        peak = reduce_rows(float_maximum, row[first:seen])
-        weights = exponential(float_add(row[:seen], -peak))
+    ones = np.ones(queries.shape[1], np.float32)
+    peak = np.full(len(queries), SCORE_FLOOR)
+    total, result = np.zeros(len(queries), np.float32), np.zeros_like(queries)
+    for first in range(0, tokens, ATTENTION_CHUNK):
+        chunk = slice(first, min(first + ATTENTION_CHUNK, tokens))
+        position = np.arange(tokens)[chunk]
+        seen = (position < limit) & (position >= limit - window if window else True)
+        products = accumulate(rows.mantissa, rows.shift, keys.mantissa[chunk])
+        scores = scale_output(products, rows.scale, keys.scale[chunk], None)
+        scores = float_multiply(scores, _number(queries.shape[1] ** -0.5))
+        before, peak = peak, float_maximum(peak, reduce_rows(float_maximum, np.where(seen, scores, -np.inf)))
+        faded = exponential(float_add(before, -peak))
         # What is not seen keeps its place in the order of the sum.
-        weights[:first] = 0
-        total = reduce_rows(float_add, weights)
-        scaled = quantize_rows(float_multiply(weights, values.scale[:seen])[None])
-        sums = accumulate(scaled.mantissa, scaled.shift, np.ascontiguousarray(values.mantissa[:seen].T))
-        ones = np.ones(len(queries[0]), np.float32)
-        result[i] = float_multiply(scale_output(sums, scaled.scale, ones, None)[0], reciprocal(total))
-    return result
+        weights = np.where(seen, exponential(float_add(scores, -peak[:, None])), _number(0))
+        total = float_add(float_multiply(total, faded), reduce_rows(float_add, weights))
+        scaled = quantize_rows(float_multiply(weights, values.scale[chunk]))
+        sums = accumulate(scaled.mantissa, scaled.shift, np.ascontiguousarray(values.mantissa[chunk].T))
+        result = float_add(float_multiply(result, faded[:, None]), scale_output(sums, scaled.scale, ones, None))
+    return float_multiply(result, reciprocal(total)[:, None])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import cocotb
@@ -9,7 +10,7 @@ import numpy as np
 from amaranth.lib import wiring
 from cycles import Block, bench_config, noise, packed, pauses, receive
 
-from lepton_hw.checks import gemm_counts, resolve, row_words
+from lepton_hw.checks import gemm_counts, resolve, row_words, tokens_seen
 from lepton_hw.commands import (
     BASES,
     CHECK,
@@ -38,7 +39,7 @@ from lepton_hw.commands import (
     decode,
     encode,
 )
-from lepton_hw.config import MAX_REDUCTION, HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS, block_beats, row_beats, words_of
 from lepton_rtl.dispatcher import FETCH_BEATS, Dispatcher
@@ -67,12 +68,19 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
     context = int(rng.integers(0, CONTEXTS))
     if rng.random() < 0.7 and any(contexts):
         context = int(rng.choice(np.flatnonzero(contexts)))
-    held = words_of(config, contexts[context])
+    # Chunks around the end of the context, and far behind it.
+    chunk = min(255, contexts[context] // ATTENTION_CHUNK + int(rng.integers(0, 3)))
+    chunk = int(rng.choice([0, chunk, rng.integers(0, 256)]))
     masks = {"wait": int(rng.integers(0, 256)), "signal": int(rng.integers(0, 256))}
     any16 = lambda: int(rng.integers(0, 1 << 16))  # noqa: E731
     any32 = lambda: int(rng.integers(0, 1 << 32))  # noqa: E731
-    length = held > 0 and bool(rng.integers(0, 2))
-    vector_words = edge(rng, PARAMETER_BEATS * held if length else 1, config.vector_words)
+    length = bool(rng.integers(0, 2))
+    seen = {"context": context, "chunk": chunk}
+    held = words_of(config, max(0, contexts[context] - chunk * ATTENTION_CHUNK))
+    near = max(1, held + int(rng.integers(-1, 2)))
+    vector_words = edge(rng, 1, config.vector_words)
+    if length and rng.random() < 0.5:
+        vector_words = min(config.vector_words, PARAMETER_BEATS * near + int(rng.integers(0, 4)))
     rows_of_vector = {
         "outer": edge(rng, 1, 65535),
         "inner": edge(rng, 1, 65535),
@@ -95,16 +103,15 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
             )
         case "gemm":
             flags = int(rng.choice([0, GemmFlag.FLOAT, GemmFlag.FLOAT | GemmFlag.BIAS]))
-            if held:
-                flags |= int(rng.choice([0, GemmFlag.BLOCKS, GemmFlag.WORDS, GemmFlag.BLOCKS | GemmFlag.WORDS]))
-            words = edge(rng, held if flags & GemmFlag.WORDS else 1, config.max_words)
+            flags |= int(rng.choice([0, GemmFlag.BLOCKS, GemmFlag.WORDS, GemmFlag.BLOCKS | GemmFlag.WORDS]))
+            words = edge(rng, 1, config.max_words) if rng.random() < 0.5 else min(near, config.max_words)
             pitch = 0 if rng.integers(0, 2) else edge(rng, words, min(config.activation_words, 65535))
             rows = edge(rng, 1, min(config.accumulator_rows, config.activation_words // (pitch or words)))
             blocks_most, target = 65535, {}
             if flags & GemmFlag.FLOAT and rng.integers(0, 2):
                 flags |= GemmFlag.ROWS
                 blocks_most = config.vector_words // PARAMETER_BEATS
-            blocks = edge(rng, max(1, held) if flags & GemmFlag.BLOCKS else 1, blocks_most)
+            blocks = edge(rng, 1, blocks_most) if rng.random() < 0.5 else min(near, blocks_most)
             if flags & GemmFlag.ROWS:
                 room = config.vector_words - blocks * PARAMETER_BEATS
                 target_pitch = edge(rng, 0, room // max(1, rows - 1)) if rows > 1 else any16()
@@ -121,7 +128,7 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
                 output=random_address(config, rng),
                 pitch=pitch,
                 stride=int(rng.choice([0, any32()])),
-                context=context,
+                **seen,
                 stream_wait=int(rng.integers(0, 256)),
                 read_signal=int(rng.integers(0, 256)),
                 **target,
@@ -132,7 +139,7 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
                 words=vector_words,
                 target=edge(rng, 0, config.vector_words - vector_words),
                 source=random_address(config, rng),
-                context=context,
+                **seen,
                 flags=LengthFlag.LENGTH if length else 0,
                 **masks,
             )
@@ -154,7 +161,7 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
                 combine=int(rng.integers(0, len(Combine))),
                 function=int(rng.integers(0, len(Function))),
                 reduce=int(rng.integers(0, len(Reduce))),
-                context=context,
+                **seen,
                 offset=edge(rng, 0, contexts[context]) if causal else any16(),
                 window=any16(),
                 flags=flags | (VectorFlag.LENGTH if length else 0),
@@ -169,7 +176,7 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
                 activation=any16(),
                 pitch=any16(),
                 row=any16(),
-                context=context,
+                **seen,
                 flags=LengthFlag.LENGTH if length else 0,
                 **masks,
             )
@@ -194,7 +201,7 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
         case _:
             count = edge(rng, 1, CONTEXTS_PER_COMMAND)
             first = edge(rng, 0, CONTEXTS - count)
-            tokens = tuple(edge(rng, 0, MAX_REDUCTION) for _ in range(count))
+            tokens = tuple(edge(rng, 0, int(rng.choice([100, 65535]))) for _ in range(count))
             contexts[first : first + count] = tokens
             return Context(first=first, tokens=tokens)
 
@@ -255,13 +262,13 @@ def expected_jobs(
             job = {"transfer": transfer(command.source, beats), "fetch": 0, "target": command.activation}
             return {"load": job | fields("rows", "words", "row", "wait", "signal")}
         case Fetch():
-            words = row_words(config, command, contexts)
+            words = row_words(config, command, tokens_seen(command, contexts[command.context]))
             job = {"transfer": transfer(command.source, words), "fetch": 1, "target": command.target, "words": words}
             return {"load": job | fields("wait", "signal")}
         case Gemm():
             scaled, bias = bool(command.flags & GemmFlag.FLOAT), bool(command.flags & GemmFlag.BIAS)
             to_vector = bool(command.flags & GemmFlag.ROWS)
-            words, blocks = gemm_counts(config, command, contexts)
+            words, blocks = gemm_counts(config, command, tokens_seen(command, contexts[command.context]))
             beats = block_beats(config, words, scaled=scaled, bias=bias)
             results = command.rows * blocks * PARAMETER_BEATS
             options = {"scaled": int(scaled), "bias": int(bias)}
@@ -284,11 +291,11 @@ def expected_jobs(
             return jobs
         case Vector() | Quantize() | Append() | Store():
             job = {"command": int.from_bytes(encode(command), "little") & ((1 << 480) - 1), "index": index}
-            job["words"] = (
-                row_words(config, command, contexts) if isinstance(command, Vector | Quantize) else command.words
-            )
+            job["words"] = command.words
             if not isinstance(command, Store):
-                job["tokens"] = contexts[command.context]
+                job["tokens"] = tokens_seen(command, contexts[command.context])
+            if isinstance(command, Vector | Quantize):
+                job["words"] = row_words(config, command, job["tokens"])
             if isinstance(command, Append):
                 job |= {
                     "first": resolve(config, command.cache, bases),
@@ -420,7 +427,10 @@ async def wrong_commands_meet_their_error(dut) -> None:
 
 
 def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
-    """For every rule commands that just keep it and ones that just break it; context 1 holds 3 R + 1 tokens."""
+    """For every rule commands that just keep it and ones that just break it.
+
+    Context 1 holds 3 R + 1 tokens, context 3 as many and a chunk.
+    """
     address, size = Address(0, 0), config.array_size
     load = Load(rows=1, words=1, activation=0, row=0, source=address)
     gemm = Gemm(rows=1, words=1, activation=0, row=0, blocks=1, weights=address, output=address)
@@ -455,12 +465,13 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
     yield from changed(gemm, *({**rows, "target": room + more} for more in (0, 1)))
     yield from changed(gemm, {**rows, "target_pitch": 65535}, {**rows, "blocks": 65535}, {**rows, "target": 65535})
     for flag, name in ((GemmFlag.BLOCKS, "blocks"), (GemmFlag.WORDS, "words")):
-        for context, counts in ((0, (1,)), (1, (3, 4)), (2, (1,))):
-            yield from changed(gemm, *({"flags": flag, "context": context, name: count} for count in counts))
+        for context, count, chunk in product((0, 1, 2, 3), (1, 3, 4, 5), (0, 1, 2, 255)):
+            yield from changed(gemm, {"flags": flag, "context": context, name: count, "chunk": chunk})
     for command in (fetch, vector, quantize):
         flags = {"flags": LengthFlag.LENGTH}
-        yield from changed(command, {**flags, "words": 16}, {**flags, "words": 12, "context": 1})
-        yield from changed(command, {**flags, "words": 15, "context": 1}, {**flags, "words": 16, "context": 1})
+        for words in (12, 16, 20):
+            yield from changed(command, {**flags, "words": words}, {**flags, "words": words, "context": 1})
+            yield from changed(command, *({**flags, "words": words, "context": 3, "chunk": n} for n in (0, 1, 2, 255)))
         yield from changed(command, {"context": CONTEXTS - 1}, {"context": CONTEXTS})
     for command in (vector, quantize, append, store):
         yield from changed(command, {"outer": 0}, {"inner": 0}, {"words": 0})
@@ -472,7 +483,9 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
     yield from changed(vector, {"flags": VectorFlag.SQUARE | VectorFlag.B_VALUE}, {"offset": 1})
     causal = {"flags": VectorFlag.CAUSAL, "context": 1}
     tokens = 3 * size + 1
-    yield from changed(vector, {**causal, "offset": tokens}, {**causal, "offset": tokens + 1})
+    for chunk in (0, 1, 255):
+        at = {**causal, "chunk": chunk}
+        yield from changed(vector, {**at, "offset": tokens}, {**at, "offset": tokens + 1})
     yield from changed(append, {"offset": tokens}, {"offset": tokens + 1}, {"context": CONTEXTS})
     for offset in (1, config.beat_bytes // 2, config.beat_bytes):
         off = Address(0, offset)
@@ -484,10 +497,10 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
     yield from (encode(End(**{name: 1})) for name in ("flags", "wait", "signal"))
 
     most = Context(first=CONTEXTS - CONTEXTS_PER_COMMAND, tokens=(1,) * CONTEXTS_PER_COMMAND)
-    one = Context(first=CONTEXTS - 1, tokens=(MAX_REDUCTION,))
-    yield from changed(one, {"first": CONTEXTS}, {"tokens": (MAX_REDUCTION + 1,)}, {"tokens": (65535,)})
+    one = Context(first=CONTEXTS - 1, tokens=(65535,))
+    yield from changed(one, {}, {"first": CONTEXTS})
     yield from changed(one, *({name: 1} for name in ("flags", "wait", "signal")))
-    yield from changed(most, {}, {"first": most.first + 1}, {"tokens": (*most.tokens[1:], MAX_REDUCTION + 1)})
+    yield from changed(most, {}, {"first": most.first + 1})
     for count in (0, 1, 23, 24, 25, 255):
         words = np.frombuffer(encode(most), "<u4").copy()
         words[1] = words[1] & ~np.uint32(0xFF00) | np.uint32(count << 8)
@@ -507,7 +520,7 @@ async def limits_are_where_the_contract_has_them(dut) -> None:
     rng = np.random.default_rng(13)
     config = bench_config()
     block = Block(dut, "dispatcher", blocks(config)["dispatcher"])
-    tokens = (0, 3 * config.array_size + 1, config.array_size)
+    tokens = (0, few := 3 * config.array_size + 1, config.array_size, few + ATTENTION_CHUNK)
     contexts = (*tokens, *[0] * (CONTEXTS - len(tokens)))
     setting = encode(Context(first=0, tokens=tokens))
     commands = list(commands_at_limits(config))
