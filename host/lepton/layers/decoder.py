@@ -15,7 +15,7 @@ from lepton_hw.layout import PARAMETER_BEATS, words_of
 from ..errors import InputError
 from .activation import INPUT, RESULT, Activation
 from .attention import AttentionCompiler, Division, Queries
-from .emit import MINUS_ZERO, Activations, Rows, Scalars
+from .emit import Activations, Rows, Scalars
 from .layout import INPUTS, Layout
 from .schedule import Task, interleave
 from .spec import DecoderSpec, Linear
@@ -28,9 +28,9 @@ BLOCKS_AT_A_TIME = 2
 """Row blocks that are in the layers together: while the array works for one, the vector unit works for the other."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowBlock:
-    """Rows that go through the layers together, and what of them is in the vector memory all the time."""
+    """Rows that go through the layers together, and what of them is in the vector memory."""
 
     rows: int
     context: int
@@ -41,6 +41,8 @@ class RowBlock:
     sines: Rows
     norm: int
     """A norm's parameters."""
+    weighted: Rows | None = None
+    """From the end of a branch to the norm that follows: the hidden states times the norm's weight."""
 
 
 class DecoderCompiler:
@@ -182,10 +184,34 @@ class StepCompiler(AttentionCompiler):
         """The norm of ``rows`` rows, quantized."""
         words = self.words(self.spec.hidden)
         with self.vectors.scope() as allocate:
-            normed, scalars = Rows(allocate(rows * words), words), Scalars(allocate(rows), allocate(rows))
-            self.normalize(name, layer, block, x, rows, normed, largest=scalars.largest)
+            scalars = Scalars(allocate(rows), allocate(rows))
+            if self.layout.norm(name, layer).bias is None:
+                weighted = block.weighted
+                if weighted is None:
+                    self.fetch(block.norm, words, self.layout.weights(name, layer))
+                    weighted = Rows(self.vectors.allocate(rows * words), words)
+                    self.vector(words, x, b=Rows(block.norm), outer=rows, target=weighted)
+                squares, factor = allocate(rows), allocate(rows)
+                self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=squares)
+                self.root_mean_squares(rows, squares, factor, self.spec.hidden)
+                normed = weighted
+                self.vector(
+                    words,
+                    weighted,
+                    b=Rows(factor, 1),
+                    broadcast=Step.B,
+                    outer=rows,
+                    target=normed,
+                    reduce=Reduce.ABSOLUTE,
+                    reduced=scalars.largest,
+                )
+            else:
+                normed = Rows(self.vectors.allocate(rows * words), words)
+                self.normalize(name, layer, block, x, rows, normed, largest=scalars.largest)
             self.reciprocals(rows, scalars)
             self.quantize(words, normed, scalars, target, outer=rows)
+            self.vectors.free(normed.start)
+            block.weighted = None
 
     def normalize(
         self,
@@ -198,33 +224,35 @@ class StepCompiler(AttentionCompiler):
         *,
         largest: int | None = None,
     ) -> None:
-        """Norm of ``rows`` rows, with their largest magnitudes."""
-        spec = self.spec
-        norm = self.layout.norm(name, layer)
-        words = self.words(spec.hidden)
-        weight, bias = Rows(block.norm), Rows(block.norm + words)
-        centered = norm.bias is not None
-        self.fetch(weight.start, (1 + centered) * words, self.layout.weights(name, layer))
+        """LayerNorm of ``rows`` rows, with their largest magnitudes."""
+        hidden = self.spec.hidden
+        words = self.words(hidden)
+        self.fetch(block.norm, 2 * words, self.layout.weights(name, layer))
         with self.vectors.scope() as allocate:
             sums, factor = allocate(rows), allocate(rows)
-            if centered:
-                self.vector(words, x, outer=rows, reduce=Reduce.SUM, reduced=sums)
-                self.vector(rows, Rows(sums), b=float(np.float32(-1 / spec.hidden)), target=Rows(factor))
-                self.vector(words, x, c=Rows(factor, 1), broadcast=Step.C, outer=rows, target=target)
-                x = target
-            self.vector(words, x, square=True, outer=rows, reduce=Reduce.SUM, reduced=sums)
-            self.root_mean_squares(rows, sums, factor, spec.hidden)
-            self.vector(words, x, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
+            self.vector(words, x, outer=rows, reduce=Reduce.SUM, reduced=sums)
+            self.vector(rows, Rows(sums), b=float(np.float32(-1 / hidden)), target=Rows(factor))
+            self.vector(words, x, c=Rows(factor, 1), broadcast=Step.C, outer=rows, target=target)
+            self.vector(words, target, square=True, outer=rows, reduce=Reduce.SUM, reduced=sums)
+            self.root_mean_squares(rows, sums, factor, hidden)
+            self.vector(words, target, b=Rows(factor, 1), broadcast=Step.B, outer=rows, target=target)
         self.vector(
             words,
             target,
-            b=weight,
-            c=bias if centered else MINUS_ZERO,
+            b=Rows(block.norm),
+            c=Rows(block.norm + words),
             outer=rows,
             target=target,
             reduce=Reduce.NONE if largest is None else Reduce.ABSOLUTE,
             reduced=largest or 0,
         )
+
+    def following(self, name: str, layer: int) -> tuple[str, int] | None:
+        """The RMS norm, and its layer, of what a branch leaves whose own norm is ``name``."""
+        following = ("mlp_norm", layer) if name == "attention_norm" else ("attention_norm", layer + 1)
+        if following[1] == len(self.spec.layers) or self.layout.norm(*following).bias is not None:
+            return None
+        return following
 
     def root_mean_squares(self, count: int, squares: int, factor: int, length: int) -> None:
         """Reciprocal roots of the means of ``count`` sums of ``length`` squares."""
@@ -277,9 +305,18 @@ class StepCompiler(AttentionCompiler):
                     bias=linear.bias is not None,
                 )
             yield
+            weighted = None
+            if following := self.following(norm, layer):
+                self.fetch(block.norm, block.x.outer, self.layout.weights(*following))
+                weighted = Rows(self.vectors.allocate(block.rows * block.x.outer), block.x.outer)
             for part, result in zip(parts, results, strict=True):
-                x = Rows(block.x.start + part.start * PARAMETER_BEATS, block.x.outer)
+                first = part.start * PARAMETER_BEATS
+                x = Rows(block.x.start + first, block.x.outer)
                 self.vector(result.outer, result, c=x, outer=block.rows, target=x)
+                if weighted:
+                    target = Rows(weighted.start + first, weighted.outer)
+                    self.vector(result.outer, x, b=Rows(block.norm + first), outer=block.rows, target=target)
+            block.weighted = weighted
         self.leave(norm, layer, block)
 
     def attention(self, layer: int, block: RowBlock) -> Task:
@@ -357,8 +394,8 @@ class StepCompiler(AttentionCompiler):
                 self.vector(head, part, square=True, outer=rows, inner=count, reduce=Reduce.SUM, reduced=squares)
                 self.root_mean_squares(rows * count, squares, factor, spec.head_size)
                 scaled = {"outer": rows, "inner": count, "target": part}
-                self.vector(head, part, b=Rows(factor, count, 1), broadcast=Step.B, **scaled)
                 self.vector(head, part, b=Rows(weight), **scaled)
+                self.vector(head, part, b=Rows(factor, count, 1), broadcast=Step.B, **scaled)
 
     def rotate(self, block: RowBlock, queries_keys: Rows) -> None:
         """Rotary positions of queries and keys: pairs (k, k + D / 2)."""
@@ -471,7 +508,7 @@ class StepCompiler(AttentionCompiler):
         part = inner // chunks
         mlp = spec.layers[layer].mlp
         with self.vectors.scope() as allocate:
-            product = Rows(allocate(rows * inner), inner)
+            product = Rows(self.vectors.allocate(rows * inner), inner)
             scalars = Scalars(allocate(rows), allocate(rows))
             with (
                 self.vectors.scope() as allocate_inner,
@@ -519,6 +556,7 @@ class StepCompiler(AttentionCompiler):
             with self.activations(rows, words_of(self.config, spec.inner)) as source:
                 self.reciprocals(rows, scalars)
                 self.quantize(inner, product, scalars, source, outer=rows)
+                self.vectors.free(product.start)
                 yield from self.branch_out("down", "mlp_norm", layer, mlp.down, block, source)
 
     def activate(

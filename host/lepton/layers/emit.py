@@ -30,7 +30,7 @@ from lepton_hw.numerics import SCALE_OF_LARGEST
 from .builder import Arena, ListBuilder, Space, Span
 from .layout import RESULTS
 
-MINUS_ZERO = -0.0
+_MINUS_ZERO = -0.0
 """What changes nothing when it is added."""
 
 _ONE = 1.0
@@ -128,7 +128,7 @@ class Emitter:
         a: Rows,
         *,
         b: Rows | float = _ONE,
-        c: Rows | float = MINUS_ZERO,
+        c: Rows | float = _MINUS_ZERO,
         target: Rows | None = None,
         outer: int = 1,
         inner: int = 1,

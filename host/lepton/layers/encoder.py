@@ -139,6 +139,9 @@ class PassCompiler(StepCompiler):
         """What a branch begins with: the hidden states as they are."""
         self.quantize_states(block, target)
 
+    def following(self, name: str, layer: int) -> None:
+        """No norm follows: each is behind its own branch."""
+
     def leave(self, name: str, layer: int, block: RowBlock) -> None:
         """What a branch ends with, after the sum: its norm."""
         self.normalize(name, layer, block, block.x, block.rows, block.x)

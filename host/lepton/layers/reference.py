@@ -68,15 +68,19 @@ class _Layers:
         if norm.bias is None:
             return self._scale(x, norm.weight)
         sums = reduce_rows(float_add, x)
-        minus_mean = float_multiply(sums, _number(-1 / len(norm.weight)))
-        return float_add(self._scale(float_add(x, minus_mean[..., None]), norm.weight), norm.bias)
+        centered = float_add(x, float_multiply(sums, _number(-1 / len(norm.weight)))[..., None])
+        scaled = float_multiply(centered, self._factor(centered))
+        return float_add(float_multiply(scaled, norm.weight), norm.bias)
 
     def _scale(self, x: F32, weight: F32) -> F32:
         """RMS norm."""
+        return float_multiply(float_multiply(x, weight), self._factor(x))
+
+    def _factor(self, x: F32) -> F32:
+        """Reciprocal root of the mean of squares, [..., 1]."""
         squares = reduce_rows(float_add, float_multiply(x, x))
-        mean = float_multiply(squares, _number(1 / len(weight)))
-        factor = rsqrt(float_add(mean, _number(self._epsilon)))
-        return float_multiply(float_multiply(x, factor[..., None]), weight)
+        mean = float_multiply(squares, _number(1 / x.shape[-1]))
+        return rsqrt(float_add(mean, _number(self._epsilon)))[..., None]
 
     def _mlp(self, mlp: Mlp, x: F32) -> F32:
         up = self._linear(mlp.up, x)
