@@ -5,76 +5,24 @@ independent of this project: its authors have never seen it. What the contract h
 canonical NaN, is added here in a few lines.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from amaranth.hdl import Cat
 from amaranth.lib import wiring
-from bitwuzla import Kind, RoundingMode, Term, TermManager
+from bitwuzla import Kind, Term, TermManager
 from prover import Bench, Design, Refuted, changed, prove_flow
+from terms import EXPONENT, PRODUCT_REGISTERS, SIGNIFICAND, Formula, Terms
 
 from lepton_hw.commands import Combine, Function
 from lepton_rtl.float32 import NAN, NEGATIVE_INFINITY, FloatAdd, FloatCombine, FloatMultiply, IntToFloat
 from lepton_rtl.lane import VectorLane
-from lepton_rtl.product import CUT
 from lepton_rtl.quantizer import Rounder
-
-EXPONENT, SIGNIFICAND = 8, 24
-
-PRODUCTS = {"low": 0, "first": CUT, "second": CUT, "high": 2 * CUT}
-"""The products of parts that make up a product, and their places in it."""
-
-PRODUCT_REGISTERS = {f"unit.product_{name}_0": 2 for name in PRODUCTS}
-"""The registers that hold them, and when they hold what came in."""
 
 LANE_PRODUCT = "unit.multiply.packed_0"
 """The register with the product of a lane, :attr:`FloatMultiply.latency` cycles after the operands."""
-
-Formula = Callable[["Terms"], Term]
-
-
-class Terms:
-    """What goes into a unit and comes out of it, and the words to say how that is related."""
-
-    def __init__(self, manager: TermManager, terms: dict[str, Term]) -> None:
-        self._manager, self._terms = manager, terms
-        self.nearest_even = manager.mk_rm_value(RoundingMode.RNE)
-
-    def __getitem__(self, name: str) -> Term:
-        return self._terms[name]
-
-    def make(self, kind: Kind, *operands: Term, indices: tuple[int, ...] = ()) -> Term:
-        """A term."""
-        return self._manager.mk_term(kind, list(operands), list(indices))
-
-    def bits(self, value: int, width: int = 32) -> Term:
-        """A pattern."""
-        return self._manager.mk_bv_value(self._manager.mk_bv_sort(width), value)
-
-    def equal(self, a: Term, b: Term) -> Term:
-        """The same patterns, or the same floats: zeros of different signs are not, NaNs are."""
-        return self.make(Kind.EQUAL, a, b)
-
-    def choose(self, condition: Term, yes: Term, no: Term) -> Term:
-        """One or the other."""
-        return self.make(Kind.ITE, condition, yes, no)
-
-    def float(self, pattern: Term) -> Term:
-        """The float32 of a pattern."""
-        return self.make(Kind.FP_TO_FP_FROM_BV, pattern, indices=(EXPONENT, SIGNIFICAND))
-
-    def flushed(self, x: Term) -> Term:
-        """A float32, zero if subnormal."""
-        zero = self._manager.mk_fp_pos_zero(self._manager.mk_fp_sort(EXPONENT, SIGNIFICAND))
-        zero = self.choose(self.make(Kind.FP_IS_NEG, x), self.make(Kind.FP_NEG, zero), zero)
-        return self.choose(self.make(Kind.FP_IS_SUBNORMAL, x), zero, x)
-
-    def is_float(self, pattern: Term, x: Term) -> Term:
-        """The pattern is that of a float32; a NaN has only one."""
-        nan = self.make(Kind.FP_IS_NAN, x)
-        return self.choose(nan, self.equal(pattern, self.bits(NAN)), self.equal(self.float(pattern), x))
 
 
 def operation(kind: Kind) -> Formula:
@@ -123,10 +71,7 @@ def multiplied(t: Terms) -> Term:
     def either(kind: Kind) -> Term:
         return t.make(Kind.OR, t.make(kind, a), t.make(kind, b))
 
-    product = t.bits(0, 49)
-    for register, place in zip(PRODUCT_REGISTERS, PRODUCTS.values(), strict=True):
-        part = t.make(Kind.BV_ZERO_EXTEND, t[register], indices=(49 - t[register].sort().bv_size(),))
-        product = t.make(Kind.BV_ADD, product, t.make(Kind.BV_SHL, part, t.bits(place, 49)))
+    product = t.product(49)
     in_range = t.make(
         Kind.AND,
         t.make(Kind.BV_UGE, product, t.bits(1 << 46, 49)),
