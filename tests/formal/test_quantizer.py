@@ -164,6 +164,7 @@ def bench_order(kind: type, config: str, stages: int = VectorLane.latency, block
     bench.check("shifts", shifts.level == (given - taken)[:NUMBER_BITS])
 
     # Products, with the number and place of each.
+    bench.check("none_lost", products.level == bench.count(range(products.depth + 1), "held", arrives - pop))
     begin = products.number(arrives, lambda item: ~item.largest & item.block_end, blocks[-1], taken)
     noted = Array(Signal(range(words), name=f"noted_{slot}") for slot in range(products.depth))
     with m.If(arrives):
