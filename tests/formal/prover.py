@@ -175,16 +175,21 @@ class QueueInside:
     """A queue in distributed memory inside a component, and for induction the relation of its registers."""
 
     def __init__(self, bench: Bench, dut: Inside, path: str, depth: int, layout: ShapeLike) -> None:
-        assert depth & (depth - 1) == 0
         self._bench, self._name, self._layout, self.depth = bench, path.replace(".", "_"), layout, depth
         self.level, self._produce, consume = dut[f"{path}.level"], dut[f"{path}.produce"], dut[f"{path}.consume"]
         self._slots = [Signal(range(depth), name=f"{self._name}_slot_{place}") for place in range(depth)]
         """Where the items are, the first first."""
-        bench.m.d.comb += [slot.eq(consume + place) for place, slot in enumerate(self._slots)]
+
+        def after(places: Value | int) -> Value:
+            if depth & (depth - 1) == 0:
+                return (consume + places)[: len(consume)]
+            return Mux(consume + places >= depth, consume + places - depth, consume + places)
+
+        bench.m.d.comb += [slot.eq(after(place)) for place, slot in enumerate(self._slots)]
         words = [dut.word(f"{path}.storage", slot) for slot in self._slots]
         self.items = [data.View(layout, word) if isinstance(layout, data.Layout) else word for word in words]
         bench.check(f"{self._name}_level", self.level <= depth)
-        bench.check(f"{self._name}_pointers", self._produce == (consume + self.level)[: len(self._produce)])
+        bench.check(f"{self._name}_pointers", (consume < depth) & (self._produce == after(self.level)))
 
     def __getitem__(self, place: Value) -> Any:
         """An item."""
