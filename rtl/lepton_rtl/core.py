@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, R
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from lepton_hw.activity import UNITS
 from lepton_hw.commands import BASES, COMMAND_BYTES
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -12,7 +13,7 @@ from lepton_hw.registers import State
 from .activations import LOAD_BEATS, ActivationBuffer, LoadUnit
 from .array import SystolicArray
 from .dispatcher import FETCH_BEATS, FETCH_BURST_BEATS, Dispatcher
-from .jobs import ERROR_LAYOUT, INDEX_BITS
+from .jobs import ACTIVITY_LAYOUT, ERROR_LAYOUT, INDEX_BITS
 from .memory_read import BurstSplitter, ReadPort, burst_layout, window_layout
 from .memory_write import StoreUnit, WritePort, write_beat_layout
 from .output import OutputStage
@@ -60,6 +61,8 @@ class Engine(wiring.Component):
     finished : Out(1); END has been met and all is complete, or after ``halt`` nothing is outstanding; until reset
     error : Out(ERROR_LAYOUT); the first one met, held
     status, events : Out; for the register file
+    activity : Out(UNITS x ACTIVITY_LAYOUT); a cycle late. For the simulation's recorder: no port of the core, so that
+        synthesis removes it
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -85,6 +88,7 @@ class Engine(wiring.Component):
                 "error": Out(ERROR_LAYOUT),
                 "status": Out(STATUS_LAYOUT),
                 "events": Out(EVENT_LAYOUT),
+                "activity": Out(data.ArrayLayout(ACTIVITY_LAYOUT, len(UNITS))),
             }
         )
 
@@ -279,6 +283,17 @@ class Engine(wiring.Component):
             State.DRAIN: self.halt,
             State.VECTOR: vector.busy | vector_store.busy,
         }
+        working = {
+            "dispatch": dispatcher,
+            "load": load,
+            "stream": weight_bursts,
+            "array": sequencer,
+            "output": output,
+            "store": store,
+            "vector": vector,
+            "vector store": vector_store,
+        }
+        m.d.sync += [self.activity[number].eq(working[unit].activity) for number, unit in enumerate(UNITS)]
         outstanding = port.outstanding.any() | store.outstanding.any() | vector_store.outstanding.any()
         complete = dispatcher.ended & ~Cat(busy[unit] for unit in State if unit != State.DRAIN).any()
         quiet = Signal(range(QUIET_CYCLES + 1))

@@ -42,6 +42,11 @@ VERILATOR_FLAGS = (
     "-Wno-lint",
     "-Wno-style",
 )  # fmt: skip
+CONTROL = """\
+`verilator_config
+public_flat_rd -module "lepton_core_engine" -var "activity"
+"""
+"""What the harness reads inside the design."""
 FAST_FLAGS = ("-O2",)
 SLOW_FLAGS = ("-O0",)
 """For code that runs once (constructors, reset of variables, trace declarations): compile time counts."""
@@ -155,7 +160,10 @@ def _compile(tools: Toolchain, verilog: Path, folder: Path, trace: bool) -> None
     work.mkdir()
     source = folder / "lepton_core.v"
     source.write_text(without_power_on((verilog / "lepton_core.v").read_text()))
-    tools.verilate([*VERILATOR_FLAGS, *(("--trace-fst",) if trace else ()), "--Mdir", str(work), str(source)])
+    control = work / "control.vlt"
+    control.write_text(CONTROL)
+    trace_flags = ("--trace-fst",) if trace else ()
+    tools.verilate([*VERILATOR_FLAGS, *trace_flags, "--Mdir", str(work), str(control), str(source)])
 
     compiler = _Compiler(tools, work, trace)
     header = work / "Vlepton_core__pch.h"

@@ -15,7 +15,8 @@ from lepton.errors import InputError
 from lepton.estimate import BOARDS, Memory, decoder_shape, estimate, execute, get_board, model, timing
 from lepton.estimate.kernel import JobQueue, Loop, Process, Semaphores
 from lepton.estimate.memory import Bus
-from lepton.estimate.trace import UNITS, timeline
+from lepton.estimate.trace import timeline
+from lepton_hw.activity import UNITS
 from lepton_hw.commands import (
     Address,
     Append,
@@ -242,7 +243,7 @@ def test_boards_have_a_build_and_a_memory() -> None:
 
 def test_timeline(folder: Path) -> None:
     result = estimate(decoder_shape(folder), SIM, Memory(), context=64)
-    events = [e for e in timeline(result.commands, result.run, clock=100)["traceEvents"] if e["ph"] == "X"]
+    events = [e for e in timeline(result.commands, result.run.activities, clock=100)["traceEvents"] if e["ph"] == "X"]
     assert {event["tid"] for event in events} == set(range(len(UNITS)))
     assert {event["args"]["command"] for event in events} == set(range(len(result.commands)))
     assert all(event["dur"] >= 0 for event in events)
