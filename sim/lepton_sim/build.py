@@ -70,14 +70,18 @@ def build(config: HardwareConfig, *, trace: bool = False) -> Build:
 
     Raises :class:`~lepton_sim.errors.ToolchainError` if a tool is missing or fails.
     """
-    tools = find_toolchain()
     source = verilog(config)
+    manifest = json.loads((source / "manifest.json").read_text())
+    return Build(library(config.name, source, trace=trace), manifest["build"])
+
+
+def library(name: str, source: Path, *, trace: bool = False) -> Path:
+    """The library of ``lepton_core.v`` in the folder ``source``, made now if it is not in the cache."""
+    tools = find_toolchain()
     text = (source / "lepton_core.v").read_bytes()
     key = _digest(text, HARNESS.read_bytes(), Path(__file__).read_bytes(), tools.identity.encode())
-    name = f"{config.name}-{'trace-' if trace else ''}{key}"
-    folder = _cached(name, f"Verilating '{config.name}'", lambda to: _compile(tools, source, to, trace))
-    manifest = json.loads((source / "manifest.json").read_text())
-    return Build(folder / LIBRARY, manifest["build"])
+    cached = f"{name}-{'trace-' if trace else ''}{key}"
+    return _cached(cached, f"Verilating '{name}'", lambda to: _compile(tools, source, to, trace)) / LIBRARY
 
 
 def _cache_folder() -> Path:
