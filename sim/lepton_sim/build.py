@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lepton_hw.config import HardwareConfig
 
-from .toolchain import Toolchain, find_toolchain, run
+from .toolchain import WAVEFORM_HEADERS, Toolchain, check_headers, find_toolchain, run
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 LIBRARY = "lepton_core.so"
@@ -76,8 +76,13 @@ def build(config: HardwareConfig, *, trace: bool = False) -> Build:
 
 
 def library(name: str, source: Path, *, trace: bool = False) -> Path:
-    """The library of ``lepton_core.v`` in the folder ``source``, made now if it is not in the cache."""
+    """The library of ``lepton_core.v`` in the folder ``source``, made now if it is not in the cache.
+
+    Arguments and errors as for :func:`build`.
+    """
     tools = find_toolchain()
+    if trace:
+        check_headers(tools.compiler, WAVEFORM_HEADERS)
     text = (source / "lepton_core.v").read_bytes()
     key = _digest(text, HARNESS.read_bytes(), Path(__file__).read_bytes(), tools.identity.encode())
     cached = f"{name}-{'trace-' if trace else ''}{key}"

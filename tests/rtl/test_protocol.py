@@ -1,5 +1,6 @@
-"""The checks of the memory bus in the simulation's harness, against a master that breaks each rule once."""
+"""The simulation's harness around a small master: that breaks each rule of the memory bus once, and is traced."""
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from lepton_rtl.generate import TOP, component_rtlil, to_verilog
 from lepton_rtl.register_file import axi_lite_members
 from lepton_sim import device
 from lepton_sim.build import Build, library
-from lepton_sim.device import MEMORY_BASE, ZERO_WAIT, MemoryTiming, VerilatedCore
-from lepton_sim.errors import ProtocolError
+from lepton_sim.device import MEMORY_BASE, ZERO_WAIT, MemoryTiming, Trace, VerilatedCore
+from lepton_sim.errors import ProtocolError, ToolchainError
+from lepton_sim.toolchain import WAVEFORM_HEADERS, check_headers, find_toolchain
 
 CONFIG = get_config("nano")
 LEGAL = {"addr": MEMORY_BASE, "len": 0, "size": 3, "burst": 1}
@@ -122,10 +124,15 @@ class Master(wiring.Component):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("master")
     (folder / f"{TOP}.v").write_text(to_verilog(component_rtlil(Master(), TOP)))
-    return library("master", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(source: Path) -> Path:
+    return library("master", source)
 
 
 @pytest.fixture
@@ -165,3 +172,23 @@ def test_what_keeps_the_rules_is_served(core: VerilatedCore, timing: MemoryTimin
     run(core, LEGAL_RUN)
     written = core.memory[PAGE_BYTES - 16 : PAGE_BYTES].view(np.uint64)
     assert written.tolist() == [0x1122334455667788, 0xCCDDEEFF00 & 0xFFFFFFFF]
+
+
+def test_a_window_of_cycles_is_traced(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        check_headers(find_toolchain().compiler, WAVEFORM_HEADERS)
+    except ToolchainError as missing:
+        pytest.skip(str(missing))
+    traced = library("master", source, trace=True)
+    monkeypatch.setattr(device, "build", lambda config, trace: Build(traced, ""))
+    path = tmp_path / "core.fst"
+    with VerilatedCore(CONFIG, PAGE_BYTES, trace=Trace(path, begin=20, end=50)) as core:
+        core.run_cycles(100)
+    # The header of the format: block type, length, and the first and last time, two for each cycle.
+    kind, length, first, last = struct.unpack(">BQQQ", path.read_bytes()[:25])
+    assert (kind, length, first, last) == (0, 329, 2 * 20, 2 * 50 - 1)
+
+
+def test_a_header_that_is_missing_is_named() -> None:
+    with pytest.raises(ToolchainError, match=r"need the header no\.h, which is not installed; apt-get install lib"):
+        check_headers(find_toolchain().compiler, ("cstdint", "no.h"))
