@@ -23,7 +23,7 @@ class RtlDevice(RegisterDevice):
     Parameters
     ----------
     core : the simulation, which the device owns
-    record : whether to record that; the simulation is slower then
+    record : whether to record that
     """
 
     def __init__(self, core: "VerilatedCore", *, record: bool = False) -> None:
