@@ -14,7 +14,15 @@ from lepton_hw.layout import Bytes, row_beats, unpack_activations
 from lepton_hw.numerics import I8, U8
 
 from .array import word_layout
-from .jobs import COUNT_BITS, INDEX_BITS, SIGNAL_LAYOUT, load_layout, transfer_layout, word_write_layout
+from .jobs import (
+    ACTIVITY_LAYOUT,
+    COUNT_BITS,
+    INDEX_BITS,
+    SIGNAL_LAYOUT,
+    load_layout,
+    transfer_layout,
+    word_write_layout,
+)
 from .queue import SLICE_DEPTH, BufferQueue, Queue
 from .semaphores import WAIT_LAYOUT
 
@@ -97,6 +105,7 @@ class LoadUnit(wiring.Component):
     fetch : Out(stream of word_write_layout); to the vector memory
     signal : Out(SIGNAL_LAYOUT); given for one cycle when all is on chip
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -120,6 +129,7 @@ class LoadUnit(wiring.Component):
                 "scale_write_data": Out(32),
                 "signal": Out(SIGNAL_LAYOUT),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
             }
         )
 
@@ -179,11 +189,14 @@ class LoadUnit(wiring.Component):
             self.wait.mask.eq(job.wait),
             self.wait.index.eq(job.transfer.index),
             self.transfers.payload.eq(job.transfer),
+            self.activity.busy.eq(self.busy & ~self.wait.request),
+            self.activity.index.eq(index),
         ]
         m.d.sync += [self.write.eq(0), self.scale_write.eq(0), self.signal.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += [self.wait.request.eq(self.jobs.valid), self.busy.eq(self.jobs.valid)]
+                m.d.sync += index.eq(job.transfer.index)
                 with m.If(self.grant):
                     m.next = "REQUEST"
             with m.State("REQUEST"):
@@ -199,7 +212,6 @@ class LoadUnit(wiring.Component):
                     address.eq(job.target),
                     row.eq(job.row),
                     mask.eq(job.signal),
-                    index.eq(job.transfer.index),
                 ]
                 with m.If(self.transfers.ready):
                     m.next = "RECEIVE"

@@ -1,9 +1,10 @@
 """The accelerator: units, queues between them, memory port, registers, start, stop and restart."""
 
-from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from lepton_hw.activity import UNITS
 from lepton_hw.commands import BASES, COMMAND_BYTES
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -12,7 +13,7 @@ from lepton_hw.registers import State
 from .activations import LOAD_BEATS, ActivationBuffer, LoadUnit
 from .array import SystolicArray
 from .dispatcher import FETCH_BEATS, FETCH_BURST_BEATS, Dispatcher
-from .jobs import ERROR_LAYOUT, INDEX_BITS
+from .jobs import ACTIVITY_LAYOUT, ERROR_LAYOUT, INDEX_BITS
 from .memory_read import BurstSplitter, ReadPort, burst_layout, window_layout
 from .memory_write import StoreUnit, WritePort, write_beat_layout
 from .output import OutputStage
@@ -60,6 +61,8 @@ class Engine(wiring.Component):
     finished : Out(1); END has been met and all is complete, or after ``halt`` nothing is outstanding; until reset
     error : Out(ERROR_LAYOUT); the first one met, held
     status, events : Out; for the register file
+    activity : Out(UNITS x ACTIVITY_LAYOUT); a cycle late. For the simulation's recorder: no port of the core, so that
+        synthesis removes it
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -85,6 +88,7 @@ class Engine(wiring.Component):
                 "error": Out(ERROR_LAYOUT),
                 "status": Out(STATUS_LAYOUT),
                 "events": Out(EVENT_LAYOUT),
+                "activity": Out(data.ArrayLayout(ACTIVITY_LAYOUT, len(UNITS))),
             }
         )
 
@@ -92,6 +96,7 @@ class Engine(wiring.Component):
         m = Module()
         config = self._config
         beat_shift = config.beat_bytes.bit_length() - 1
+        command_beats = COMMAND_BYTES // config.beat_bytes
         m.submodules.dispatcher = dispatcher = Dispatcher(config)
         m.submodules.load = load = LoadUnit(config)
         m.submodules.activations = activations = ActivationBuffer(config)
@@ -151,7 +156,7 @@ class Engine(wiring.Component):
             dispatcher.beat_valid.eq(port.beat_valid[0]),
             fetch_bursts.release.eq(dispatcher.released),
             fetch_bursts.transfers.payload.address[beat_shift:].eq(self.list[beat_shift:]),
-            fetch_bursts.transfers.payload.beats.eq(self.commands * (COMMAND_BYTES // config.beat_bytes)),
+            fetch_bursts.transfers.payload.beats.eq(self.commands * command_beats),
             fetch_bursts.transfers.valid.eq(self.start & self.commands.any()),
         ]
 
@@ -281,6 +286,17 @@ class Engine(wiring.Component):
             State.DRAIN: self.halt,
             State.VECTOR: vector.busy | vector_store.busy,
         }
+        working = {
+            "dispatch": dispatcher,
+            "load": load,
+            "stream": weight_bursts,
+            "array": sequencer,
+            "output": output,
+            "store": store,
+            "vector": vector,
+            "vector store": vector_store,
+        }
+        m.d.sync += [self.activity[number].eq(working[unit].activity) for number, unit in enumerate(UNITS)]
         outstanding = port.outstanding.any() | store.outstanding.any() | vector_store.outstanding.any()
         complete = dispatcher.ended & ~Cat(busy[unit] for unit in State if unit != State.DRAIN).any()
         quiet = Signal(range(QUIET_CYCLES + 1))
@@ -306,10 +322,27 @@ class Engine(wiring.Component):
                 deadlock_error.code.eq(ErrorCode.SEMAPHORE),
                 deadlock_error.index.eq(semaphores.oldest),
             ]
+        # Of the list itself, it is that of the first command of which a beat cannot be read.
+        place = command_beats.bit_length() - 1
+        asked, received = (Signal(INDEX_BITS + place, name=f"list_{name}") for name in ("asked", "received"))
+        with m.If(fetch_bursts.bursts.valid & fetch_bursts.bursts.ready):
+            m.d.sync += asked.eq(asked + fetch_bursts.bursts.payload.beats)
+        with m.If(port.beat_valid[0]):
+            m.d.sync += received.eq(received + 1)
+        list_error, read_error = Signal(ERROR_LAYOUT), Signal(ERROR_LAYOUT)
+        m.d.comb += [
+            list_error.code.eq(fetch_bursts.error.code),
+            list_error.index.eq(asked[place:]),
+            read_error.code.eq(port.error.code),
+            read_error.index.eq(Mux(port.beat_valid[0], received[place:], port.error.index)),
+        ]
         memory_error = Signal(ERROR_LAYOUT)
         command_error = Signal(ERROR_LAYOUT)
         for found, sources in (
-            (memory_error, [unit.error for unit in (*splitters, port, *stores)]),
+            (
+                memory_error,
+                [list_error, load_bursts.error, weight_bursts.error, read_error, *(s.error for s in stores)],
+            ),
             (command_error, [dispatcher.error, semaphores.error, deadlock_error, vector.error]),
             (self.error, [memory_error, command_error]),
         ):

@@ -33,6 +33,7 @@ from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 
 from .jobs import (
+    ACTIVITY_LAYOUT,
     ARRAY_LAYOUT,
     BEATS_BITS,
     COUNT_BITS,
@@ -102,6 +103,7 @@ class Dispatcher(wiring.Component):
     index : Out(INDEX_BITS); the command being issued
     ended : Out(1); END has been met
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     error : Out(ERROR_LAYOUT); CHECK, OPCODE, FIELD or NO_END, held
     """
 
@@ -125,6 +127,7 @@ class Dispatcher(wiring.Component):
                 "index": Out(INDEX_BITS),
                 "ended": Out(1),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
                 "error": Out(ERROR_LAYOUT),
             }
         )
@@ -351,7 +354,11 @@ class Dispatcher(wiring.Component):
 
         m.d.sync += token_given.eq(0)
         with m.FSM() as fsm:
-            m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+            m.d.comb += [
+                self.busy.eq(~fsm.ongoing("IDLE")),
+                self.activity.busy.eq(self.busy & ~fsm.ongoing("ISSUE")),
+                self.activity.index.eq(self.index),
+            ]
             with m.State("IDLE"):
                 m.d.sync += self.index.eq(0)
                 with m.If(self.start):

@@ -131,3 +131,6 @@ SIGNAL_LAYOUT = data.StructLayout({"mask": MASK_BITS, "index": INDEX_BITS})
 
 ERROR_LAYOUT = data.StructLayout({"code": 4, "index": INDEX_BITS})
 """An error met by the command ``index``; code 0 is none."""
+
+ACTIVITY_LAYOUT = data.FlexibleLayout(32, {"index": data.Field(INDEX_BITS, 0), "busy": data.Field(1, INDEX_BITS)})
+"""Whether a unit works (see :mod:`lepton_hw.activity`), and then on which command; a word, for who records it."""

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
 
-from .jobs import ERROR_LAYOUT, INDEX_BITS, transfer_layout
+from .jobs import ACTIVITY_LAYOUT, ERROR_LAYOUT, INDEX_BITS, transfer_layout
 from .queue import Queue
 
 MAX_OUTSTANDING = 16
@@ -54,6 +54,7 @@ class BurstSplitter(wiring.Component):
     halt : In(1); offer no further bursts
     error : Out(ERROR_LAYOUT); WINDOW, held
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     """
 
     def __init__(self, config: HardwareConfig, *, limit: int, room: int | None, room_at_reset: int = 0) -> None:
@@ -70,6 +71,7 @@ class BurstSplitter(wiring.Component):
                 "halt": In(1),
                 "error": Out(ERROR_LAYOUT),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
             }
         )
 
@@ -103,7 +105,12 @@ class BurstSplitter(wiring.Component):
             room_enough = room >= burst.beats
 
         # A short step a cycle: a burst of many beats hides them, and none of them is long.
-        m.d.comb += [self.bursts.payload.eq(burst), self.busy.eq(1)]
+        m.d.comb += [
+            self.bursts.payload.eq(burst),
+            self.busy.eq(1),
+            self.activity.busy.eq(self.busy),
+            self.activity.index.eq(left.index),
+        ]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += [self.transfers.ready.eq(1), self.busy.eq(0)]

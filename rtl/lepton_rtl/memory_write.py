@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
 
-from .jobs import ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT, store_layout, strobed_layout
+from .jobs import ACTIVITY_LAYOUT, ERROR_LAYOUT, INDEX_BITS, MASK_BITS, SIGNAL_LAYOUT, store_layout, strobed_layout
 from .memory_read import AXI_RESPONSE_ERROR, BurstSplitter, burst_layout, window_layout
 from .queue import SLICE_DEPTH, BufferQueue, Queue
 
@@ -56,6 +56,7 @@ class StoreUnit(wiring.Component):
     window, halt : as for BurstSplitter
     outstanding : Out; bursts without a response
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     error : Out(ERROR_LAYOUT); WINDOW or WRITE, held
     """
 
@@ -77,6 +78,7 @@ class StoreUnit(wiring.Component):
                 "halt": In(1),
                 "outstanding": Out(range(MAX_OUTSTANDING + 2)),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
                 "error": Out(ERROR_LAYOUT),
             }
         )
@@ -152,6 +154,8 @@ class StoreUnit(wiring.Component):
         m.d.comb += [
             responses.o.ready.eq(response),
             self.busy.eq(splitter.busy | self.outstanding.any()),
+            self.activity.busy.eq(responses.o.valid),
+            self.activity.index.eq(responses.o.payload.index),
         ]
         write_error = Signal(ERROR_LAYOUT)
         with m.If(splitter.error.code.any()):

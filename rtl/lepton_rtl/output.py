@@ -16,7 +16,7 @@ from lepton_hw.layout import PARAMETER_BEATS, Bytes, pack_output
 from .accumulator import ACCUMULATOR_BITS, RESULT_LATENCY
 from .delay import delay
 from .float32 import NEGATIVE_ZERO, FloatAdd, FloatMultiply, IntToFloat
-from .jobs import COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT, word_write_layout
+from .jobs import ACTIVITY_LAYOUT, COUNT_BITS, OUTPUT_LAYOUT, SIGNAL_LAYOUT, word_write_layout
 from .memory_write import STORE_BEATS
 from .queue import SLICE_DEPTH, BufferQueue, Queue
 from .weights import PARAMETER_SLOTS
@@ -95,6 +95,7 @@ class OutputStage(wiring.Component):
     signal : Out(SIGNAL_LAYOUT); for one cycle, when all operands have been read
     complete : Out(SIGNAL_LAYOUT); likewise, when all rows are in the vector memory
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -119,6 +120,7 @@ class OutputStage(wiring.Component):
                 "signal": Out(SIGNAL_LAYOUT),
                 "complete": Out(SIGNAL_LAYOUT),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
             }
         )
 
@@ -181,6 +183,8 @@ class OutputStage(wiring.Component):
             block_end.eq(self.popped & last_row),
             tag.slot.eq(slot),
             tag.beat.eq(beat),
+            self.activity.busy.eq(enter | in_flight.any()),
+            self.activity.index.eq(job.index),
         ]
         m.d.sync += [
             available.eq(available + self.written - self.popped),

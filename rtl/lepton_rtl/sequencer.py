@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from lepton_hw.config import HardwareConfig
 
 from .array import ISSUE_LAYOUT
-from .jobs import ARRAY_LAYOUT, COUNT_BITS
+from .jobs import ACTIVITY_LAYOUT, ARRAY_LAYOUT, COUNT_BITS, INDEX_BITS
 from .semaphores import WAIT_LAYOUT
 
 STALL_LAYOUT = data.StructLayout({"weights": 1, "wait": 1, "output": 1})
@@ -32,6 +32,7 @@ class Sequencer(wiring.Component):
     popped : In(1); a row of results has been taken from the result memory
     stall : Out(STALL_LAYOUT)
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     """
 
     def __init__(self, config: HardwareConfig) -> None:
@@ -48,6 +49,7 @@ class Sequencer(wiring.Component):
                 "popped": In(1),
                 "stall": Out(STALL_LAYOUT),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
             }
         )
 
@@ -70,6 +72,7 @@ class Sequencer(wiring.Component):
         rows_left, words_left, blocks_left = (
             Signal(COUNT_BITS, name=name, reset_less=True) for name in ("rows_left", "words_left", "blocks_left")
         )
+        index = Signal(INDEX_BITS, reset_less=True)
         running = Signal()
         first_row = Signal(reset_less=True)
         first_tile = Signal(reset_less=True)
@@ -103,6 +106,8 @@ class Sequencer(wiring.Component):
             self.stall.weights.eq(running & ~weights_ready),
             self.stall.output.eq(running & weights_ready & ~has_room),
             self.busy.eq(running | self.jobs.valid),
+            self.activity.busy.eq(running),
+            self.activity.index.eq(index),
             self.jobs.ready.eq(self.grant),
         ]
         m.d.sync += [
@@ -116,6 +121,7 @@ class Sequencer(wiring.Component):
         with m.If(self.grant):
             m.d.sync += [
                 running.eq(1),
+                index.eq(job.index),
                 rows.eq(job.rows),
                 words.eq(job.words),
                 activation.eq(job.activation),

@@ -29,7 +29,7 @@ from lepton_hw.layout import PARAMETER_BEATS, key_block_beats, value_beat
 from lepton_hw.numerics import F32, SCALE_OF_LARGEST
 
 from .delay import delay
-from .jobs import COUNT_BITS, ERROR_LAYOUT, SIGNAL_LAYOUT, store_layout, strobed_layout, vector_layout
+from .jobs import ACTIVITY_LAYOUT, COUNT_BITS, ERROR_LAYOUT, SIGNAL_LAYOUT, store_layout, strobed_layout, vector_layout
 from .lane import VectorLane
 from .memory_write import STORE_BEATS
 from .output import NEGATIVE_ZERO
@@ -192,6 +192,7 @@ class VectorUnit(wiring.Component):
     stored : In(1); a beat has left the store unit's buffer
     signal : Out(SIGNAL_LAYOUT); for one cycle, of VECTOR and QUANTIZE; the store unit signals for APPEND and STORE
     busy : Out(1)
+    activity : Out(ACTIVITY_LAYOUT)
     error : Out(ERROR_LAYOUT); RANGE, held; nothing is issued any more
     """
 
@@ -218,6 +219,7 @@ class VectorUnit(wiring.Component):
                 "stored": In(1),
                 "signal": Out(SIGNAL_LAYOUT),
                 "busy": Out(1),
+                "activity": Out(ACTIVITY_LAYOUT),
                 "error": Out(ERROR_LAYOUT),
             }
         )
@@ -298,6 +300,8 @@ class VectorUnit(wiring.Component):
             self.wait.index.eq(self.jobs.payload.index),
             self.jobs.ready.eq(self.grant),
             self.busy.eq(1),
+            self.activity.busy.eq(self.busy & ~self.wait.request),
+            self.activity.index.eq(job.index),
         ]
         m.d.sync += self.signal.eq(0)
         with m.FSM():

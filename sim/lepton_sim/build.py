@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lepton_hw.config import HardwareConfig
 
-from .toolchain import Toolchain, find_toolchain, run
+from .toolchain import WAVEFORM_HEADERS, Toolchain, check_headers, find_toolchain, run
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 LIBRARY = "lepton_core.so"
@@ -42,6 +42,11 @@ VERILATOR_FLAGS = (
     "-Wno-lint",
     "-Wno-style",
 )  # fmt: skip
+CONTROL = """\
+`verilator_config
+public_flat_rd -module "lepton_core_engine" -var "activity"
+"""
+"""What the harness reads inside the design."""
 FAST_FLAGS = ("-O2",)
 SLOW_FLAGS = ("-O0",)
 """For code that runs once (constructors, reset of variables, trace declarations): compile time counts."""
@@ -65,14 +70,23 @@ def build(config: HardwareConfig, *, trace: bool = False) -> Build:
 
     Raises :class:`~lepton_sim.errors.ToolchainError` if a tool is missing or fails.
     """
-    tools = find_toolchain()
     source = verilog(config)
+    manifest = json.loads((source / "manifest.json").read_text())
+    return Build(library(config.name, source, trace=trace), manifest["build"])
+
+
+def library(name: str, source: Path, *, trace: bool = False) -> Path:
+    """The library of ``lepton_core.v`` in the folder ``source``, made now if it is not in the cache.
+
+    Arguments and errors as for :func:`build`.
+    """
+    tools = find_toolchain()
+    if trace:
+        check_headers(tools.compiler, WAVEFORM_HEADERS)
     text = (source / "lepton_core.v").read_bytes()
     key = _digest(text, HARNESS.read_bytes(), Path(__file__).read_bytes(), tools.identity.encode())
-    name = f"{config.name}-{'trace-' if trace else ''}{key}"
-    folder = _cached(name, f"Verilating '{config.name}'", lambda to: _compile(tools, source, to, trace))
-    manifest = json.loads((source / "manifest.json").read_text())
-    return Build(folder / LIBRARY, manifest["build"])
+    cached = f"{name}-{'trace-' if trace else ''}{key}"
+    return _cached(cached, f"Verilating '{name}'", lambda to: _compile(tools, source, to, trace)) / LIBRARY
 
 
 def _cache_folder() -> Path:
@@ -155,7 +169,10 @@ def _compile(tools: Toolchain, verilog: Path, folder: Path, trace: bool) -> None
     work.mkdir()
     source = folder / "lepton_core.v"
     source.write_text(without_power_on((verilog / "lepton_core.v").read_text()))
-    tools.verilate([*VERILATOR_FLAGS, *(("--trace-fst",) if trace else ()), "--Mdir", str(work), str(source)])
+    control = work / "control.vlt"
+    control.write_text(CONTROL)
+    trace_flags = ("--trace-fst",) if trace else ()
+    tools.verilate([*VERILATOR_FLAGS, *trace_flags, "--Mdir", str(work), str(control), str(source)])
 
     compiler = _Compiler(tools, work, trace)
     header = work / "Vlepton_core__pch.h"

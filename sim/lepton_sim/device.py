@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_hw.activity import UNITS, Activity
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 
 from .build import build
@@ -142,6 +143,17 @@ class _Timing(ctypes.Structure):
         return cls(**{field.name: int(getattr(timing, field.name)) for field in fields(timing)})
 
 
+class _Activity(ctypes.Structure):
+    """``Activity`` of the harness."""
+
+    _fields_ = [
+        ("begin", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("unit", ctypes.c_uint32),
+        ("command", ctypes.c_uint32),
+    ]
+
+
 _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "open": (
         ctypes.c_void_p,
@@ -165,6 +177,8 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "clear_faults": (None, (ctypes.c_void_p,)),
     "set_timing": (None, (ctypes.c_void_p, ctypes.POINTER(_Timing))),
     "cycle": (ctypes.c_uint64, (ctypes.c_void_p,)),
+    "record": (None, (ctypes.c_void_p, ctypes.c_int)),
+    "activities": (ctypes.c_uint64, (ctypes.c_void_p, ctypes.POINTER(ctypes.POINTER(_Activity)))),
     "violation": (ctypes.c_char_p, (ctypes.c_void_p,)),
 }
 
@@ -294,6 +308,26 @@ class VerilatedCore:
     def clear_faults(self) -> None:
         """Remove every fault."""
         self._call["clear_faults"](self._handle)
+
+    def record(self, on: bool = True) -> None:
+        """Forget what was recorded, and from now on record what the units do in every cycle, or do not."""
+        self._call["record"](self._handle, on)
+
+    def activities(self) -> list[Activity]:
+        """What the units did since :meth:`record` was called, for the one list that was started, by begin.
+
+        Cycle 0 is that of the start, as in the counter of cycles.
+        """
+        first = ctypes.POINTER(_Activity)()
+        count = self._call["activities"](self._handle, ctypes.byref(first))
+        if not count:
+            return []
+        # The dispatcher begins in the cycle after the start.
+        start = first[0].begin - 1
+        found = [
+            Activity(UNITS[a.unit], a.command, a.begin - start, a.end - start) for a in (first[i] for i in range(count))
+        ]
+        return sorted(found, key=lambda a: (a.begin, a.end))
 
     def close(self) -> None:
         """Free the simulation and complete the waveform. Closing twice is harmless."""

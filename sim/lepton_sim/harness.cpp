@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "Vlepton_core.h"
+#include "Vlepton_core___024root.h"
 #include "verilated.h"
 #if VM_TRACE_FST
 #include "verilated_fst_c.h"
@@ -30,6 +31,7 @@ namespace {
 using Top = Vlepton_core;
 
 constexpr uint32_t kBeatBytes = sizeof(Top::m_axi_rdata);
+constexpr uint32_t kUnits = sizeof(Vlepton_core___024root::lepton_core__DOT__engine__DOT__activity) / 4;
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kBeatCredit = 256;  // what one beat takes from a bandwidth bucket
 constexpr size_t kEarlyBeats = 16;     // write beats accepted ahead of their address
@@ -51,6 +53,12 @@ extern "C" struct Timing {
     uint32_t refresh_cycles;     // without data at the end of each period
     uint32_t shared_bus;         // reads and writes together move one beat a cycle and share read_bandwidth
     uint32_t stall[5];           // chance of a stall in a cycle, in 1/256, for AR, R, AW, W, B
+};
+
+// What a unit did for a command; cycles are those of the harness.
+extern "C" struct Activity {
+    uint64_t begin, end;
+    uint32_t unit, command;
 };
 
 struct Fault {
@@ -205,6 +213,15 @@ class Core {
     void clear_faults() { faults_.clear(); }
     void set_timing(const Timing& timing) { timing_ = timing; }
     uint64_t cycle() const { return cycle_; }
+
+    // Forgets what was recorded; from now on every cycle is, or none.
+    void record(bool on) {
+        recording_ = on;
+        activities_.clear();
+        latest_.fill(SIZE_MAX);
+    }
+
+    const std::vector<Activity>& activities() const { return activities_; }
     const char* violation_text() const { return violation_.empty() ? nullptr : violation_.c_str(); }
 
   private:
@@ -215,7 +232,23 @@ class Core {
         drive();
         low();
         observe();
+        if (recording_) note_activities();
         high();
+    }
+
+    // A word for each unit: bit 24 tells whether it works, the bits below on which command.
+    void note_activities() {
+        const auto& words = top_->rootp->lepton_core__DOT__engine__DOT__activity;
+        for (uint32_t unit = 0; unit < kUnits; ++unit) {
+            if (!(words[unit] >> 24 & 1)) continue;
+            const uint32_t command = words[unit] & 0xFFFFFF;
+            size_t& latest = latest_[unit];
+            if (latest == SIZE_MAX || activities_[latest].command != command) {
+                latest = activities_.size();
+                activities_.push_back({cycle_, cycle_, unit, command});
+            }
+            activities_[latest].end = cycle_ + 1;
+        }
     }
 
     void low() {
@@ -478,6 +511,10 @@ class Core {
     bool write_turn_ = false;
     uint32_t read_credit_ = 0, write_credit_ = 0;
 
+    bool recording_ = false;
+    std::vector<Activity> activities_;
+    std::array<size_t, kUnits> latest_;  // the last activity of each unit, if there is one
+
     bool s_ar_fired_ = false, s_r_fired_ = false, s_aw_fired_ = false, s_w_fired_ = false, s_b_fired_ = false;
     uint32_t s_rdata_ = 0;
     uint8_t s_resp_ = 0;
@@ -503,6 +540,11 @@ void lepton_add_fault(Core* core, uint64_t begin, uint64_t end, int write, int r
 void lepton_clear_faults(Core* core) { core->clear_faults(); }
 void lepton_set_timing(Core* core, const Timing* timing) { core->set_timing(*timing); }
 uint64_t lepton_cycle(Core* core) { return core->cycle(); }
+void lepton_record(Core* core, int on) { core->record(on != 0); }
+uint64_t lepton_activities(Core* core, const Activity** first) {
+    *first = core->activities().data();
+    return core->activities().size();
+}
 const char* lepton_violation(Core* core) { return core->violation_text(); }
 uint32_t lepton_beat_bytes() { return kBeatBytes; }
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from .errors import ToolchainError
 
+WAVEFORM_HEADERS = ("lz4.h", "zlib.h")
+"""What Verilator's writer of FST waveforms includes."""
+
 
 @dataclass(frozen=True)
 class Toolchain:
@@ -45,6 +48,16 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> No
         raise ToolchainError(
             f"{Path(command[0]).name}: must succeed, but exited with {result.returncode}; see its output:\n{output}"
         )
+
+
+def check_headers(compiler: str, headers: Sequence[str]) -> None:
+    """Raise :class:`ToolchainError` if the compiler does not find one of the headers that waveforms need."""
+    for header in headers:
+        command = [compiler, "-fsyntax-only", "-x", "c++", "-include", header, os.devnull]
+        if subprocess.run(command, capture_output=True).returncode:
+            raise ToolchainError(
+                f"waveforms: need the header {header}, which is not installed; apt-get install liblz4-dev zlib1g-dev"
+            )
 
 
 @cache

@@ -371,8 +371,9 @@ def test_commands_behind_end_are_not_executed():
 
 def test_list_outside_memory():
     emulator = Emulator(CONFIG, np.zeros(0x1000, np.uint8))
-    for address in (emulator.memory_base - 64, emulator.memory_base + 0x1000 - 64):
-        assert emulator.execute(address, 2, (0,) * 8) == (ErrorCode.WINDOW, 0)
+    base = emulator.memory_base
+    for address, index in ((base - 64, 0), (base + 0x1000 - 64, 1), (base + 0x1000, 0), (base + 0x2000, 0)):
+        assert emulator.execute(address, 2, (0,) * 8) == (ErrorCode.WINDOW, index)
 
 
 def test_device_runs_again_after_an_error():

@@ -1,6 +1,7 @@
 """The cycle model: timing of commands, processes, memory, and what the command line prints."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,8 @@ from lepton.errors import InputError
 from lepton.estimate import BOARDS, Memory, decoder_shape, estimate, execute, get_board, model, timing
 from lepton.estimate.kernel import JobQueue, Loop, Process, Semaphores
 from lepton.estimate.memory import Bus
-from lepton.estimate.trace import UNITS, timeline
+from lepton.estimate.trace import timeline
+from lepton_hw.activity import UNITS
 from lepton_hw.commands import (
     Address,
     Append,
@@ -241,12 +243,17 @@ def test_boards_have_a_build_and_a_memory() -> None:
         assert 0 < memory.delivered <= 1
 
 
-def test_timeline(folder: Path) -> None:
-    result = estimate(decoder_shape(folder), SIM, Memory(), context=64)
-    events = [e for e in timeline(result.commands, result.run, clock=100)["traceEvents"] if e["ph"] == "X"]
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_timeline(folder: Path, tokens: int) -> None:
+    result = estimate(decoder_shape(folder), SIM, Memory(), context=64, tokens=tokens)
+    events = [e for e in timeline(result.commands, result.run.activities, clock=100)["traceEvents"] if e["ph"] == "X"]
     assert {event["tid"] for event in events} == set(range(len(UNITS)))
     assert {event["args"]["command"] for event in events} == set(range(len(result.commands)))
-    assert all(event["dur"] >= 0 for event in events)
+    assert all(event["dur"] > 0 for event in events)
+    # What overlaps on a track cannot be shown.
+    for unit in UNITS:
+        track = [activity for activity in result.run.activities if activity.unit == unit]
+        assert all(one.end <= following.begin for one, following in pairwise(track)), unit
     assert max(event["ts"] + event["dur"] for event in events) <= result.run.cycles / 100
 
 

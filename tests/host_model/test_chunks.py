@@ -14,8 +14,10 @@ from lepton.cli.bench_layers import random_decoder
 from lepton.devices.emulator import EmulatorDevice
 from lepton.errors import InputError
 from lepton.layers import DecoderEngine
-from lepton.layers.decoder import DecoderCompiler, Layout, StepShape
+from lepton.layers.decoder import DecoderCompiler
+from lepton.layers.layout import Layout
 from lepton.layers.reference import ReferenceEngine, attend
+from lepton.layers.step import StepShape
 from lepton_hw.commands import Gemm
 from lepton_hw.config import ATTENTION_CHUNK, CONFIGS, MAX_CONTEXT, get_config
 from lepton_hw.numerics import F32, QuantizedWeights, quantize_tokens

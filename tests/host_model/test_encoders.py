@@ -26,6 +26,7 @@ from lepton.layers.decoder import DIVISIONS
 from lepton.layers.encode import EncoderForward
 from lepton.layers.encoder import EncoderEngine, PassCompiler
 from lepton.layers.recognize import recognize_encoder
+from lepton.partition import CostModel, PartitionError
 from lepton.partition.cost import ALWAYS
 from lepton_hw.config import CONFIGS
 
@@ -141,13 +142,35 @@ def test_explain(load: Callable[..., lai.LeptonModel], kind: str, linears: int) 
     assert any(p.kind.endswith("SelfAttention") and p.macs == 2 * 128 * 64 for p in report.offloaded)
 
 
-def test_saved_and_loaded(load: Callable[..., lai.LeptonModel], tmp_path: Path) -> None:
-    model = load("bert", "emulator")
+@pytest.mark.parametrize("device", ["reference", "emulator"])
+def test_strict_names_what_is_outside_the_layers(load: Callable[..., lai.LeptonModel], device: str) -> None:
+    model = build("bert")
+    with pytest.raises(
+        PartitionError,
+        match=r"^module 'pooler.dense': must be offloaded in strict mode, but stays on the host: too small: estimated "
+        r"\d+ us on the accelerator, \d+ us on the host; pass strict=False to allow it$",
+    ):
+        lai.load_model(model, device, strict=True)
+    assert type(model.pooler.dense) is type(model.encoder.layer[0].output.dense) is torch.nn.Linear
+    report = load("bert", device, strict=True, cost=ALWAYS).explain()
+    assert report.offloaded_mac_fraction == 1
+    assert "pooler.dense" in {p.module for p in report.offloaded}
+
+
+@pytest.mark.parametrize("cost", [ALWAYS, None], ids=["always", "estimated"])
+def test_saved_and_loaded(load: Callable[..., lai.LeptonModel], tmp_path: Path, cost: CostModel | None) -> None:
+    """What was offloaded stays so, whatever it costs now."""
+    model = load("bert", "emulator", cost=cost)
     tokens = ids(1, 20)
-    hidden = model.forward(input_ids=tokens).last_hidden_state
+    hidden, pooled = model.forward(input_ids=tokens)[:2]
     model.save(tmp_path)
-    with lai.load_model(tmp_path, "reference") as loaded:
-        assert torch.equal(loaded.forward(input_ids=tokens).last_hidden_state, hidden)
+    with lai.load_model(tmp_path, "reference", cost=None if cost else ALWAYS) as loaded:
+        again = loaded.forward(input_ids=tokens)
+        assert torch.equal(again[0], hidden)
+        # In floating point the host's result depends on where the weights lie in its memory.
+        assert torch.equal(again[1], pooled) or not cost
+        outside = {p.module: p.reason for p in loaded.explain().placements if p.module == "pooler.dense"}
+        assert outside == {"pooler.dense": "" if cost else "was saved in floating point"}
 
 
 def test_what_a_device_does_not_take(load: Callable[..., lai.LeptonModel]) -> None:
@@ -199,3 +222,18 @@ def test_what_does_not_fit_runs_linear_by_linear() -> None:
     with lai.load_model(model, "emulator", cost=ALWAYS) as loaded:
         assert "Linear by Linear, since MLP width 200 is not a multiple of 16" in loaded.explain().summary
         assert loaded.forward(input_ids=ids(1, 5)).last_hidden_state.shape == (1, 5, 64)
+
+
+def test_strict_where_whole_layers_cannot_run() -> None:
+    """Attention multiplies too; that it stays on the host is no failure where only Linear layers were asked for."""
+    model = BertModel(BertConfig(**SMALL | {"intermediate_size": 200})).eval()
+    with pytest.raises(
+        PartitionError,
+        match=r"^module 'encoder.layer.0.attention.self' \(and 1 more\): must be offloaded in strict mode, but stays "
+        r"on the host: whole layers cannot run, since MLP width 200 is not a multiple of 16; pass strict=False to "
+        r"allow it$",
+    ):
+        lai.load_model(model, "emulator", strict=True, cost=ALWAYS)
+    with lai.load_model(model, "emulator", strict=True, cost=ALWAYS, layers=False) as loaded:
+        assert loaded.explain().obstacle == ""
+        assert 0.9 < loaded.explain().offloaded_mac_fraction < 1

@@ -24,6 +24,7 @@ from transformers import (
 import lepton.ai as lai
 from lepton.errors import InputError
 from lepton.layers.recognize import recognize
+from lepton.partition import PartitionError
 from lepton.partition.cost import ALWAYS
 from lepton_hw.config import CONFIGS
 
@@ -215,6 +216,19 @@ def test_what_is_not_recognized(kind: str) -> None:
     found = recognize(make().eval())
     assert isinstance(found, str)
     assert found.startswith(reason)
+
+
+def test_strict_where_whole_layers_cannot_run() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL | {"intermediate_size": 200})).eval()
+    with pytest.raises(
+        PartitionError,
+        match=r"^module 'model.layers.0.self_attn' \(and 1 more\): must be offloaded in strict mode, but stays on the "
+        r"host: whole layers cannot run, since MLP width 200 is not a multiple of 16; pass strict=False to allow it$",
+    ):
+        lai.load_model(model, "emulator", strict=True, cost=ALWAYS)
+    small = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+    with lai.load_model(small, "emulator", strict=True) as loaded:
+        assert loaded.explain().offloaded_mac_fraction == 1
 
 
 def test_what_does_not_fit_runs_linear_by_linear() -> None:

@@ -34,6 +34,7 @@ class Machine:
     def restart(self, timing: MemoryTiming = ZERO_WAIT) -> None:
         """Reset the core; memory behaves as ``timing`` says and answers every access."""
         self.core.clear_faults()
+        self.core.record(False)
         self.core.set_timing(timing)
         self.core.reset()
 

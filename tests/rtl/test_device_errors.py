@@ -282,6 +282,20 @@ def test_list_outside_the_window(machine_of: Callable) -> None:
     machine.check(_image(machine))
 
 
+@pytest.mark.parametrize("config", ["nano", "sim"])
+@pytest.mark.parametrize("inside", [1, 5, 70])
+def test_list_partly_outside_the_window(machine_of: Callable, config: str, inside: int) -> None:
+    """The error is that of the first command outside; when it is met, those before it may have been executed."""
+    machine = machine_of(config, BUSY)
+    address = machine.base + machine.memory_bytes - 64 * inside
+    encoded = np.frombuffer(encode(Context(first=0, tokens=(1,))) * inside, np.uint8)
+    machine.core.memory[-encoded.size :] = encoded
+    machine.start(address, inside + 3)
+    expected = Emulator(machine.config, machine.core.memory.copy(), machine.base).execute(address, inside + 3, (0,) * 8)
+    assert machine.finish() == expected == (ErrorCode.WINDOW, inside)
+    machine.check(_image(machine))
+
+
 def test_no_end(machine_of: Callable) -> None:
     machine = machine_of("nano", BUSY)
     program = _image(machine)
@@ -366,13 +380,15 @@ def test_memory_errors_of_the_vector_memory(machine_of: Callable, kind: type, na
     machine.check(program)
 
 
-def test_memory_error_in_the_list(machine_of: Callable) -> None:
-    machine = machine_of("nano")
+@pytest.mark.parametrize("config", ["nano", "sim"])
+def test_memory_error_in_the_list(machine_of: Callable, config: str) -> None:
+    machine = machine_of(config, BUSY)
     program = _image(machine)
-    machine.core.memory[:] = program.memory
-    machine.core.add_fault(program.address, 64, "read", "slverr")
-    assert machine.run(program)[0] == ErrorCode.READ
-    machine.core.clear_faults()
+    for index in range(0, len(program.commands), 3):
+        machine.core.memory[:] = program.memory
+        machine.core.add_fault(program.address + 64 * index + 56, 8, "read", "slverr")
+        assert machine.run(program) == (ErrorCode.READ, index)
+        machine.core.clear_faults()
     machine.check(program)
 
 

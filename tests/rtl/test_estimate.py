@@ -1,6 +1,8 @@
 """The cycle model against the RTL."""
 
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,14 +12,19 @@ from lepton.cli.bench_layers import random_decoder
 from lepton.compiler import compile_linear
 from lepton.devices.base import Counters
 from lepton.devices.registers import RegisterDevice
-from lepton.estimate import Memory, execute, timing
+from lepton.devices.rtl import RtlDevice
+from lepton.errors import InputError
+from lepton.estimate import Memory, Run, execute, timing
 from lepton.layers import DecoderEngine
 from lepton.layers.decoder import DecoderCompiler
 from lepton.layers.layout import Layout
 from lepton.layers.step import StepShape, set_contexts
+from lepton_hw.activity import UNITS, Activity
+from lepton_hw.commands import Command, Gemm, GemmFlag
 from lepton_hw.config import CONFIGS, get_config
 from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
 from lepton_rtl.array import MAX_CHAIN_ROWS, SystolicArray
+from lepton_rtl.core import QUIET_CYCLES
 from lepton_rtl.float32 import FloatCombine
 from lepton_rtl.lane import VectorLane
 from lepton_rtl.output import ScaleLane
@@ -51,16 +58,19 @@ def memory_of(t: MemoryTiming) -> Memory:
     )
 
 
-@pytest.mark.parametrize(
-    "memory", [ZERO_WAIT, MemoryTiming.latency(100), DDR, SLOW], ids=["ideal", "far", "ddr", "slow"]
-)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_cycles_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: MemoryTiming) -> None:
+MEMORIES = {"ideal": ZERO_WAIT, "far": MemoryTiming.latency(100), "ddr": DDR, "slow": SLOW}
+
+
+def run_both(
+    machine_of: Callable, shape: str, memory: MemoryTiming
+) -> tuple[list[Command], Counters, list[Activity], Run]:
+    """A step as a list, on the RTL, and on the model."""
     sizes, tokens, sequences, context = SHAPES[shape]
     spec = random_decoder(1, **sizes)
     machine = machine_of("nano", memory)
     counted: list[Counters] = []
-    engine = DecoderEngine(RegisterDevice("rtl", machine.core, machine.config), spec, context=context, slots=sequences)
+    device = RtlDevice(machine.core, record=True)
+    engine = DecoderEngine(device, spec, context=context, slots=sequences)
     engine.observe = counted.append
     rng = np.random.default_rng(2)
     widths = (spec.hidden, spec.head_size // 2, spec.head_size // 2)
@@ -75,12 +85,65 @@ def test_cycles_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: M
     step = StepShape(slots=tuple(range(sequences)), tokens=tokens, context=context)
     contexts = step.contexts(machine.config, [context] * sequences)
     commands = set_contexts(DecoderCompiler(layout).compile(step), contexts)
-    run = execute(machine.config, commands, memory_of(memory))
+    assert device.commands() == commands
+    return commands, found, device.activities(), execute(machine.config, commands, memory_of(memory))
+
+
+@pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cycles_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: MemoryTiming) -> None:
+    _, found, _, run = run_both(machine_of, shape, memory)
     for name in ("array_busy", "read_beats", "weight_beats", "write_beats"):
         assert getattr(run, name) == getattr(found, name), name
     assert run.cycles == pytest.approx(found.cycles, rel=TOLERANCE)
     assert run.stall_weights == pytest.approx(found.stall_weights, abs=TOLERANCE * run.cycles)
     assert run.stall_wait == pytest.approx(found.stall_wait, abs=TOLERANCE * run.cycles)
+
+
+@pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activities_are_those_of_the_rtl(machine_of: Callable, shape: str, memory: MemoryTiming) -> None:
+    commands, counters, activities, run = run_both(machine_of, shape, memory)
+    assert max(a.end for a in activities) + QUIET_CYCLES + 1 == counters.cycles
+
+    found, estimated = defaultdict(dict), defaultdict(dict)
+    for units, source in ((found, activities), (estimated, run.activities)):
+        for activity in source:
+            assert activity.begin < activity.end
+            assert activity.command not in units[activity.unit]
+            units[activity.unit][activity.command] = activity
+    assert set(found) == set(estimated) == set(UNITS)
+    for unit in UNITS:
+        assert list(found[unit]) == list(estimated[unit])
+        for one, following in pairwise(found[unit].values()):
+            assert one.command < following.command
+            assert one.end <= following.begin
+        for command, activity in found[unit].items():
+            for name in ("begin", "end"):
+                expected = getattr(estimated[unit][command], name)
+                assert getattr(activity, name) == pytest.approx(expected, abs=TOLERANCE * run.cycles), (activity, name)
+
+    for index, command in enumerate(commands):
+        units = [unit for unit in UNITS if index in found[unit]]
+        assert all(found["dispatch"][index].end <= found[unit][index].begin for unit in units[1:])
+        if isinstance(command, Gemm):
+            chain = ["stream", "array", "output", *(["store"] if not command.flags & GemmFlag.ROWS else [])]
+            assert units == ["dispatch", *chain]
+            for one, following in pairwise(found[unit][index] for unit in chain):
+                assert one.begin < following.begin
+                assert one.end <= following.end
+    assert sum(a.end - a.begin for a in found["array"].values()) >= counters.array_busy
+
+
+def test_activities_must_be_recorded(machine_of: Callable) -> None:
+    machine = machine_of("nano")
+    device = RtlDevice(machine.core)
+    run_gemm(device, 1, 32, 16)
+    assert machine.core.activities() == []
+    with pytest.raises(
+        InputError, match=r"must record activities to tell them, but does not; open it with record=True"
+    ):
+        device.activities()
 
 
 @pytest.mark.parametrize("shape", [(1, 128, 256), (20, 96, 128), (100, 64, 64)], ids=lambda s: "x".join(map(str, s)))

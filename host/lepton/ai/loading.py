@@ -1,6 +1,5 @@
 """From a model source to a :class:`LeptonModel`."""
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterable
@@ -60,7 +59,8 @@ def load_model(
     config
         Hardware configuration (``lepton devices``).
     strict
-        Raise if a Linear layer has to stay on the host.
+        Raise if a Linear layer has to stay on the host; where whole layers should run, if anything that multiplies
+        has to.
     skip
         Patterns of module names that stay on the host, like ``*.lm_head``.
     inputs
@@ -102,8 +102,9 @@ def load_model(
                 executor,
                 config=hardware.name,
                 whole=layers and not skip and inputs is None and host.type == "cpu",
+                both={"strict": strict, "cost": cost},
                 layers={"context": context, "sequences": sequences, "programs": programs},
-                linears={"strict": strict, "skip": skip, "inputs": inputs, "cost": cost},
+                linears={"skip": skip, "inputs": inputs},
             )
     except BaseException:
         if executor is not None:
@@ -118,6 +119,7 @@ def _offload(
     *,
     config: str,
     whole: bool,
+    both: dict[str, Any],
     layers: dict[str, Any],
     linears: dict[str, Any],
 ) -> None:
@@ -126,7 +128,7 @@ def _offload(
     obstacle = ""
     if isinstance(settings, LeptonConfig) and settings.layers:
         try:
-            compile_(module, executor, config=config, **layers)
+            compile_(module, executor, config=config, **both, **layers)
         except NotCompiledError as reason:
             raise InputError(
                 f"model: was saved with whole layers, which must run on '{config}', but {reason}; choose another "
@@ -137,12 +139,11 @@ def _offload(
         obstacle = "the model was saved so"
     elif whole:
         try:
-            compile_(module, executor, config=config, **layers)
+            compile_(module, executor, config=config, **both, **layers)
             return
         except NotCompiledError as reason:
             obstacle = str(reason)
-    report = quantize_(module, executor, config=config, **linears)
-    vars(module)["lepton_report"] = dataclasses.replace(report, obstacle=obstacle)
+    quantize_(module, executor, config=config, obstacle=obstacle, **both, **linears)
 
 
 def _host_device(name: str) -> torch.device:

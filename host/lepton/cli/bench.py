@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from .bench_hardware import gemm, simulation
-from .bench_layers import attention, layer
+from .bench_layers import attention, encoder, layer
 from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, print_json
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.command()(gemm)
 app.command()(simulation)
 app.command()(layer)
+app.command()(encoder)
 app.command()(attention)
 
 _PROMPT = "What is gravity?"

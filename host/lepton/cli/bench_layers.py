@@ -1,7 +1,10 @@
 """Benches of whole layers on a clocked device: what one more layer costs."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -9,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lepton.devices.base import Counters
-from lepton.devices.rtl import open_rtl
+from lepton.devices.rtl import RtlDevice, open_rtl
 from lepton.errors import InputError
 from lepton.layers import DecoderEngine
-from lepton.layers.spec import Attention, DecoderSpec, Layer, Linear, Mlp, Norm
+from lepton.layers.activation import Activation
+from lepton.layers.encoder import EncoderEngine
+from lepton.layers.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
 from lepton.progress import progress_bars
 from lepton_hw.config import get_config
 from lepton_hw.numerics import QuantizedWeights
@@ -24,10 +29,13 @@ MEMORY_BYTES = 1 << 27
 VOCABULARY = 64
 """Of the benched decoders: the head is not what is measured."""
 
+TRACE_CLOCK = 100.0
+"""MHz of the timelines: a cycle is 10 ns."""
+
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One step of a decoder layer, without embedding, last norm and head."""
+    """One step of a layer, without embedding, last norm and head."""
 
     tokens: int
     """New tokens of each sequence."""
@@ -48,14 +56,22 @@ class LayerResult:
     """From the start register to the first beat of weight stream, once a list."""
 
 
+class _Random:
+    """Random weights."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+
+    def linear(self, columns: int, length: int, *, bias: bool = False) -> Linear:
+        """A Linear layer that keeps the size of what it is given."""
+        mantissa = self._rng.integers(-127, 128, (columns, length), dtype=np.int8)
+        scale = np.full(columns, 1 / (73 * np.sqrt(length)), np.float32)
+        return Linear(QuantizedWeights(mantissa, scale), np.zeros(columns, np.float32) if bias else None)
+
+
 def random_decoder(layers: int, *, hidden: int, heads: int, key_heads: int, head_size: int, inner: int) -> DecoderSpec:
     """A decoder with random weights."""
-    rng = np.random.default_rng(0)
-
-    def linear(columns: int, length: int) -> Linear:
-        mantissa = rng.integers(-127, 128, (columns, length), dtype=np.int8)
-        return Linear(QuantizedWeights(mantissa, np.full(columns, 1 / (73 * np.sqrt(length)), np.float32)))
-
+    linear = _Random().linear
     ones = Norm(np.ones(hidden, np.float32))
     layer = Layer(
         attention_norm=ones,
@@ -65,6 +81,19 @@ def random_decoder(layers: int, *, hidden: int, heads: int, key_heads: int, head
     )
     head = linear(VOCABULARY, hidden)
     return DecoderSpec(hidden, heads, key_heads, head_size, inner, VOCABULARY, 1e-5, (layer,) * layers, ones, head)
+
+
+def random_encoder(layers: int, *, hidden: int, heads: int, inner: int) -> EncoderSpec:
+    """An encoder like BERT with random weights."""
+    linear = _Random().linear
+    norm = Norm(np.ones(hidden, np.float32), np.zeros(hidden, np.float32))
+    layer = Layer(
+        attention_norm=norm,
+        attention=Attention(linear(3 * hidden, hidden, bias=True), linear(hidden, hidden, bias=True)),
+        mlp_norm=norm,
+        mlp=Mlp(None, linear(inner, hidden, bias=True), linear(hidden, inner, bias=True), Activation.GELU),
+    )
+    return EncoderSpec(hidden, heads, hidden // heads, inner, 1e-12, (layer,) * layers)
 
 
 @dataclass(frozen=True)
@@ -87,47 +116,76 @@ def _add(counters: list[Counters]) -> dict[str, int]:
     return sums
 
 
-def run_step(
-    config_name: str, shape: _Shape, layers: int, tokens: int, sequences: int, context: int, latency: int, refresh: bool
-) -> tuple[dict[str, int], int, float]:
-    """Counters of a step with ``layers`` layers, launch cycles, and the share of cycles in which memory delivers."""
-    from lepton_sim.device import DDR, MemoryTiming
+_Step = Callable[[RtlDevice, int, Callable[[Counters], object]], Any]
+"""Runs so many layers on a device, and hands over the counters of every list."""
 
-    period, pause = (DDR.refresh_period, DDR.refresh_cycles) if refresh else (0, 0)
-    timing = MemoryTiming(
-        read_latency=latency, write_latency=latency, refresh_period=period, refresh_cycles=pause, shared_bus=refresh
-    )
-    spec = random_decoder(
-        layers,
-        hidden=shape.hidden,
-        heads=shape.heads,
-        key_heads=shape.key_heads,
-        head_size=shape.head_size,
-        inner=shape.inner,
-    )
-    rng = np.random.default_rng(1)
-    lists: list[Counters] = []
-    with open_rtl(get_config(config_name), MEMORY_BYTES, timing=timing) as device:
+
+@dataclass(frozen=True)
+class _Setup:
+    """What the layers run on."""
+
+    config: str
+    latency: int
+    refresh: bool
+    trace: Path | None
+    """Where to write the timeline of the last list."""
+
+    def run(self, step: _Step, layers: int) -> tuple[dict[str, int], int, float]:
+        """Counters of a step with so many layers, launch cycles, and the share of cycles in which memory delivers."""
+        from lepton_sim.device import DDR, MemoryTiming
+
+        period, pause = (DDR.refresh_period, DDR.refresh_cycles) if self.refresh else (0, 0)
+        timing = MemoryTiming(
+            read_latency=self.latency,
+            write_latency=self.latency,
+            refresh_period=period,
+            refresh_cycles=pause,
+            shared_bus=self.refresh,
+        )
+        lists: list[Counters] = []
+        record = self.trace is not None
+        with open_rtl(get_config(self.config), MEMORY_BYTES, timing=timing, record=record) as device:
+            step(device, layers, lists.append)
+            if self.trace is not None:
+                from lepton.estimate.trace import timeline
+
+                events = timeline(device.commands(), device.activities(), clock=TRACE_CLOCK)
+                self.trace.write_text(dumps(events))
+        launch = lists[0].first_weight
+        return _add(lists), launch if launch is not None else 0, 1 - pause / period if period else 1.0
+
+
+def _decoder_step(shape: _Shape, tokens: int, sequences: int, context: int) -> _Step:
+    def step(device: RtlDevice, layers: int, observe: Callable[[Counters], object]) -> None:
+        spec = random_decoder(layers, **asdict(shape))
         engine = DecoderEngine(device, spec, context=context, slots=sequences, timeout=TIMEOUT_SECONDS)
-        engine.observe = lists.append
+        engine.observe = observe
+        rng = np.random.default_rng(1)
         half = spec.head_size // 2
         rows = tokens if tokens > 1 else sequences
         x, cosines, sines = (rng.standard_normal((rows, n)).astype(np.float32) for n in (spec.hidden, half, half))
         if tokens > 1:
             engine.prefill(x, cosines, sines, position=context - tokens)
         else:
-            positions = [context - 1] * sequences
-            engine.decode(x, cosines, sines, slots=range(sequences), positions=positions)
-    launch = lists[0].first_weight
-    return _add(lists), launch if launch is not None else 0, 1 - pause / period if period else 1.0
+            engine.decode(x, cosines, sines, slots=range(sequences), positions=[context - 1] * sequences)
+
+    return step
 
 
-def measure(
-    config: str, shape: _Shape, tokens: int, sequences: int, context: int, latency: int, refresh: bool
-) -> LayerResult:
+def _encoder_step(hidden: int, heads: int, inner: int, tokens: int) -> _Step:
+    def step(device: RtlDevice, layers: int, observe: Callable[[Counters], object]) -> None:
+        spec = random_encoder(layers, hidden=hidden, heads=heads, inner=inner)
+        engine = EncoderEngine(device, spec, context=tokens, timeout=TIMEOUT_SECONDS)
+        engine.observe = observe
+        engine.encode(np.random.default_rng(1).standard_normal((tokens, hidden)).astype(np.float32))
+
+    return step
+
+
+def measure(setup: _Setup, step: _Step, tokens: int, sequences: int, context: int) -> LayerResult:
     """What a layer adds to a step: the difference of two layers and one."""
-    one, launch, delivered = run_step(config, shape, 1, tokens, sequences, context, latency, refresh)
-    two, _, _ = run_step(config, shape, 2, tokens, sequences, context, latency, refresh)
+    one, launch, delivered = setup.run(step, 1)
+    two, _, _ = setup.run(step, 2)
     layer = {name: two[name] - one[name] for name in one}
     return LayerResult(
         tokens=tokens,
@@ -145,9 +203,27 @@ def measure(
     )
 
 
+def measure_decoder(setup: _Setup, shape: _Shape, tokens: int, sequences: int, context: int) -> LayerResult:
+    """What a decoder layer adds to a step."""
+    return measure(setup, _decoder_step(shape, tokens, sequences, context), tokens, sequences, context)
+
+
+def _setup(device: str, *arguments: Any) -> _Setup:
+    if device != "rtl":
+        raise InputError(f"device '{device}': must be rtl, since only a clocked device has cycles")
+    return _Setup(*arguments)
+
+
 HiddenOption = Annotated[int, typer.Option(help="Hidden size.")]
+HeadsOption = Annotated[int, typer.Option(help="Query heads.")]
+InnerOption = Annotated[int, typer.Option(help="Width of the MLP.")]
+ClockedOption = Annotated[str, typer.Option("--device", "-d", help="rtl.")]
 LatencyOption = Annotated[int, typer.Option(min=0, help="Cycles of memory latency.")]
 RefreshOption = Annotated[bool, typer.Option(help="Memory with refresh stalls and one bus for reads and writes.")]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(help="Write the timeline of the last list, of two layers, as JSON for Perfetto; a cycle is 10 ns."),
+]
 
 
 def layer(
@@ -157,26 +233,49 @@ def layer(
         typer.Option("--step", metavar="TxBxC", help="New tokens, sequences, context with them; repeatable."),
     ] = None,
     hidden: HiddenOption = 576,
-    heads: Annotated[int, typer.Option(help="Query heads.")] = 9,
+    heads: HeadsOption = 9,
     key_heads: Annotated[int, typer.Option(help="Key heads.")] = 3,
     head_size: Annotated[int, typer.Option(help="Dimensions of a head.")] = 64,
-    inner: Annotated[int, typer.Option(help="Width of the MLP.")] = 1536,
-    device: Annotated[str, typer.Option("--device", "-d", help="rtl.")] = "rtl",
+    inner: InnerOption = 1536,
+    device: ClockedOption = "rtl",
     memory_latency: LatencyOption = 0,
     refresh: RefreshOption = False,
+    trace: TraceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Count the cycles of one decoder layer; by default those of SmolLM2-135M."""
     from .bench_hardware import parse_shape
 
-    if device != "rtl":
-        raise InputError(f"device '{device}': must be rtl, since only a clocked device has cycles")
+    setup = _setup(device, config, memory_latency, refresh, trace)
     shape = _Shape(hidden, heads, key_heads, head_size, inner)
     steps = [parse_shape(text) for text in step or ("1x1x256", "128x1x128", "1x16x64")]
     with progress_bars() as progress:
+        results = [measure_decoder(setup, shape, *parts) for parts in progress.track(steps, description="Simulating")]
+    _show(results, json)
+
+
+def encoder(
+    config: ConfigOption = "sim",
+    tokens: Annotated[
+        list[int] | None, typer.Option("--tokens", min=1, help="Tokens of the sequence; repeatable.")
+    ] = None,
+    hidden: HiddenOption = 384,
+    heads: HeadsOption = 12,
+    inner: InnerOption = 1536,
+    device: ClockedOption = "rtl",
+    memory_latency: LatencyOption = 0,
+    refresh: RefreshOption = False,
+    trace: TraceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Count the cycles of one encoder layer; by default those of MiniLM."""
+    setup = _setup(device, config, memory_latency, refresh, trace)
+    if hidden % heads:
+        raise InputError(f"encoder: hidden size must be a multiple of its heads, not {hidden} for {heads}; change one")
+    with progress_bars() as progress:
         results = [
-            measure(config, shape, *parts, memory_latency, refresh)
-            for parts in progress.track(steps, description="Simulating")
+            measure(setup, _encoder_step(hidden, heads, inner, count), count, 1, count)
+            for count in progress.track(tokens or (64, 128), description="Simulating")
         ]
     _show(results, json)
 
@@ -184,17 +283,17 @@ def layer(
 def attention(
     config: ConfigOption = "sim",
     context: Annotated[int, typer.Option(min=32, help="Tokens of the sequence.")] = 512,
-    device: Annotated[str, typer.Option("--device", "-d", help="rtl.")] = "rtl",
+    device: ClockedOption = "rtl",
     memory_latency: LatencyOption = 0,
     refresh: RefreshOption = False,
+    trace: TraceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Count the cycles that a long context adds to a decode step of a layer of SmolLM2-135M's shape."""
-    if device != "rtl":
-        raise InputError(f"device '{device}': must be rtl, since only a clocked device has cycles")
+    setup = _setup(device, config, memory_latency, refresh, trace)
     shape = _Shape(576, 9, 3, 64, 1536)
     short = get_config(config).array_size
-    long, brief = (measure(config, shape, 1, 1, tokens, memory_latency, refresh) for tokens in (context, short))
+    brief, long = (measure_decoder(setup, shape, 1, 1, tokens) for tokens in (short, context))
     cycles, beats = long.cycles - brief.cycles, long.weight_beats - brief.weight_beats
     result = {"context": context, "cycles": cycles, "cache_beats": beats, "bus_utilization": beats / cycles}
     if json:

@@ -20,7 +20,7 @@ ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Hardware conf
 SkipOption = Annotated[
     list[str] | None, typer.Option("--skip", help="Pattern of module names that stay on the host; repeatable.")
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if a Linear layer has to stay on the host.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if something has to stay on the host.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 

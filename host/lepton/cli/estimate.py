@@ -42,7 +42,7 @@ def estimate(
     result = run(decoder_shape(model), build, memory, context=context, tokens=tokens)
     report = to_dict(result, build, chosen, memory)
     if trace is not None:
-        trace.write_text(dumps(timeline(result.commands, result.run, clock=chosen.clock)))
+        trace.write_text(dumps(timeline(result.commands, result.run.activities, clock=chosen.clock)))
     if roofline is not None:
         roofline.write_text(draw(result, build, chosen, memory))
     if json:

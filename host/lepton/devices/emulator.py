@@ -108,11 +108,12 @@ class Emulator:
     def execute(self, program: int, commands: int, bases: tuple[int, ...]) -> tuple[ErrorCode, int]:
         """Execute the list at address ``program``; the first error and the index of its command.
 
-        The commands before the one in error have been executed.
+        The commands before the one in error have been executed, except when the list is not all in memory.
         """
         offset = program - self.memory_base
-        if offset < 0 or offset + commands * COMMAND_BYTES > self.memory.size:
-            return ErrorCode.WINDOW, 0
+        inside = max(0, self.memory.size - offset) // COMMAND_BYTES if offset >= 0 else 0
+        if inside < commands:
+            return ErrorCode.WINDOW, inside
         # A copy, since the list may be overwritten while it is executed.
         data = self.memory[offset : offset + commands * COMMAND_BYTES].copy()
         plan = self._plan(data, bases)

@@ -3,16 +3,56 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lepton_hw.activity import Activity
+from lepton_hw.commands import COMMAND_BYTES, Command, decode
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 
-from ..errors import MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from .registers import RegisterDevice
 
 if TYPE_CHECKING:
-    from lepton_sim.device import MemoryTiming, Trace
+    from lepton_sim.device import MemoryTiming, Trace, VerilatedCore
 
 DEFAULT_MEMORY_BYTES = 1 << 28
 """Only pages that are used take host memory."""
+
+
+class RtlDevice(RegisterDevice):
+    """The Verilated accelerator: a register device that can also tell what its units did, cycle by cycle.
+
+    Parameters
+    ----------
+    core : the simulation, which the device owns
+    record : whether to record that
+    """
+
+    def __init__(self, core: "VerilatedCore", *, record: bool = False) -> None:
+        super().__init__("rtl", core, core.config, core.build)
+        self._core = core
+        self._record = record
+        self._list = (0, 0)
+
+    def commands(self) -> list[Command]:
+        """The last list, as it is in memory."""
+        program, count = self._list
+        encoded = self._read(program, count * COMMAND_BYTES).tobytes()
+        return [decode(encoded[first : first + COMMAND_BYTES]) for first in range(0, len(encoded), COMMAND_BYTES)]
+
+    def activities(self) -> list[Activity]:
+        """What the units did for the last list, by begin; cycle 0 is that of the start, as for the counter of cycles.
+
+        Raises :class:`InputError` unless the device was opened to record it.
+        """
+        if not self._record:
+            raise InputError(
+                "device 'rtl': must record activities to tell them, but does not; open it with record=True"
+            )
+        return self._core.activities()
+
+    def _run(self, program: int, commands: int, bases: tuple[int, ...], timeout: float) -> None:
+        self._list = (program, commands)
+        self._core.record(self._record)
+        super()._run(program, commands, bases, timeout)
 
 
 def open_rtl(
@@ -23,10 +63,12 @@ def open_rtl(
     trace: "Trace | None" = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> RegisterDevice:
+    record: bool = False,
+) -> RtlDevice:
     """Generate, build (both once) and open the Verilated accelerator.
 
-    ``timing`` None is memory that never waits; ``progress`` is called with the cycles so far while a list runs.
+    ``timing`` None is memory that never waits; ``progress`` is called with the cycles so far while a list runs;
+    ``record`` is for :meth:`RtlDevice.activities`.
 
     Raises :class:`MissingDependencyError` if the simulation's packages are not installed.
     """
@@ -45,4 +87,4 @@ def open_rtl(
         seed=seed,
         progress=progress,
     )
-    return RegisterDevice("rtl", core, config, core.build)
+    return RtlDevice(core, record=record)

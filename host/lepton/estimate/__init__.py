@@ -1,13 +1,12 @@
 """A cycle model of the accelerator: runs command lists without data."""
 
 from .boards import BOARDS, Board, Memory, get_board
-from .machine import Activity, Run, execute
+from .machine import Run, execute
 from .model import Estimate, Part, estimate
 from .shapes import decoder_shape
 
 __all__ = [
     "BOARDS",
-    "Activity",
     "Board",
     "Estimate",
     "Memory",

@@ -5,6 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lepton_hw.activity import Activity
 from lepton_hw.checks import tokens_seen
 from lepton_hw.commands import (
     BASES,
@@ -63,15 +64,6 @@ _STORE_START = 3
 
 _STORE_ANSWER = 3
 """From a response to its semaphores."""
-
-
-class Activity(NamedTuple):
-    """What a unit does for a command, from ``begin`` up to ``end``."""
-
-    unit: str
-    command: int
-    begin: int
-    end: int
 
 
 @dataclass
@@ -154,6 +146,7 @@ class _Machine:
         self._vectors = JobQueue[_Job](loop, VECTOR_JOBS)
         self._run = Run(done=[0] * len(commands))
         self._contexts = [0] * CONTEXTS
+        self._stored = 0
         self._end = 0
 
     def execute(self) -> Run:
@@ -308,6 +301,8 @@ class _Machine:
             product = timing.product_of(config, command, job.tokens)
             taken = max(taken, loop.now)
             granted, requested, begins, sent = 0, 0, 0, 0
+            burst = min(STORE_BURST_BEATS, PARAMETER_BEATS * product.rows * product.blocks)
+            entered: list[int] = []
             for block in range(product.blocks):
                 if product.parameters:
                     begin = max(taken + 1, releases.popleft() + 1)
@@ -343,6 +338,7 @@ class _Machine:
                 begin = max(available, begins)
                 last = max(begin + PARAMETER_BEATS * product.rows, available + product.rows - 1 + PARAMETER_BEATS) - 1
                 drained.append(_Rows(results, last))
+                entered += range(begin, begin + min(burst - len(entered), PARAMETER_BEATS * product.rows))
                 begins = last + 1
                 if product.parameters:
                     releases.append(last + timing.RESULT + 1 + timing.BIAS_AT)
@@ -355,7 +351,7 @@ class _Machine:
             loader_free = taken + 1
             run.stall_wait += max(0, granted - requested)
             self._note("array", job.number, granted, sequencer_free)
-            output_free = self._finish(job, command, product, begins - 1, sent)
+            output_free = self._finish(job, command, product, entered, begins - 1, sent)
 
     def _room(self, drained: deque[_Rows], results: int, rows: int, depth: int, issued: int) -> int:
         """The cycle from which a block's last tile may be issued, for there to be room for its results."""
@@ -372,26 +368,28 @@ class _Machine:
         """When a beat of results that was begun in cycle ``last`` leaves the output stage."""
         return last + timing.RESULT + 2 + (timing.SCALE_LANE if product.parameters else 0)
 
-    def _finish(self, job: _Job, command: Gemm, product: Product, last: int, sent: int) -> int:
+    def _finish(self, job: _Job, command: Gemm, product: Product, entered: list[int], last: int, sent: int) -> int:
         """What follows the last beat of a GEMM's results; the cycle in which the output stage is idle again.
 
-        ``sent`` is when the bus has had time for all results.
+        ``entered`` is when the beats of the first burst of results were begun, ``sent`` when the bus has had time for
+        all of them.
         """
         left = self._left(product, last)
-        begin = last + 1 - PARAMETER_BEATS * product.rows
+        begin = entered[0]
         if command.flags & GemmFlag.ROWS:
             end = left + _QUEUE + 2
             self._semaphores.give(command.read_signal | command.signal, end)
             self._note("output", job.number, begin, end, end)
             return end + 1
         # The last burst is sent when all of it is there.
-        burst = min(STORE_BURST_BEATS, PARAMETER_BEATS * product.rows * product.blocks)
-        sent = max(sent, left + _SPLIT + _STORE_START + burst - 1)
+        sent = max(sent, left + _SPLIT + _STORE_START + len(entered) - 1)
         end = sent + 1 + self._memory.write_latency + _STORE_ANSWER
         self._semaphores.give(command.read_signal, left + 2)
         self._semaphores.give(command.signal, end)
         self._note("output", job.number, begin, left + 2)
-        self._note("store", job.number, left, end, end)
+        announced = max(self._stored, self._left(product, entered[-1]) + 2)
+        self._note("store", job.number, announced, end, end)
+        self._stored = end
         return left + 3
 
     # The vector unit.
@@ -411,8 +409,8 @@ class _Machine:
             begin = granted + 4
             if isinstance(command, Append | Store):
                 transfers = self._transfers(command, words, job.tokens)
-                settled, end = store.rows(command, words, job.tokens, transfers, begin)
-                self._note("store", job.number, begin, end, end)
+                settled, announced, end = store.rows(command, words, job.tokens, transfers, begin)
+                self._note("vector store", job.number, announced, end, end)
                 self._semaphores.give(command.signal, end)
             else:
                 cycles = timing.row_cycles(config, command, words) * command.outer * command.inner
@@ -450,15 +448,18 @@ class _VectorStore:
         self._idle = 0
         """Cycle in which the splitter can take a transfer."""
         self._answers: deque[int] = deque()
+        self._end = 0
 
     def rows(
         self, command: Append | Store, words: int, tokens: int, transfers: list[list[tuple[int, int]]], begin: int
-    ) -> tuple[int, int]:
-        """When the vector unit is done with the rows that it begins at ``begin``, and when they are in memory."""
+    ) -> tuple[int, int, int]:
+        """When the vector unit is done with the rows that it begins at ``begin``, when this unit is at them, and when
+        they are in memory."""
         config = self._config
         ready = begin + timing.place_cycles(config, command, tokens)
         cycles = timing.row_cycles(config, command, words)
         row_begin, end = begin, begin
+        announced, before = 0, self._end
         for number, row in enumerate(transfers, 1):
             row_begin = max(row_begin, ready)
             accepted = row_begin
@@ -469,12 +470,13 @@ class _VectorStore:
                     sent += burst.beats
                     there = row_begin + 1 + self._beat_at(command, words, sent)
                     at = self._send(max(at + _SPLIT, there + 2), burst.beats)
-                    end = self._answers[-1]
+                    announced = announced or max(at + 1, before)
+                    end = self._end = self._answers[-1]
                 self._idle = at + 1
             ready = accepted + (4 if isinstance(command, Append) and number % command.inner == 0 else 2)
             row_begin += cycles
         last = row_begin + 1 - (config.lanes if timing.is_key(command) else 2)
-        return max(last + timing.settle_cycles(config, command, words), ready), end
+        return max(last + timing.settle_cycles(config, command, words), ready), announced, end
 
     def _beat_at(self, command: Append | Store, words: int, count: int) -> int:
         """When the last of ``count`` beats of a row is in the buffer, from the row's first operand on."""

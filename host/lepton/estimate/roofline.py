@@ -9,12 +9,14 @@ from lepton_hw.config import HardwareConfig
 from .boards import Board, Memory
 from .model import Estimate
 
-_WIDTH, _HEIGHT = 760, 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 30, 50, 60
-_LEGEND, _LINE = 400, 18
-"""Width of the legend and height of its lines."""
+_WIDTH, _HEIGHT = 760, 540
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 30, 50, 150
+_LEGEND, _LINE = 76, 20
+"""From the diagram to the legend below it, and from a line of it to the next."""
 
-_COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#444444")
+_COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#444444")
+_RADII = (8.0, 6.5, 5.0, 3.5)
+"""Of dots, which lie close to each other where memory is the limit: the later ones on the earlier ones."""
 
 
 class _Axis:
@@ -48,25 +50,29 @@ def roofline(estimate: Estimate, config: HardwareConfig, board: Board, memory: M
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
         f'font-size="13">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        _text(_WIDTH / 2, 24, f"{config.name} on {board.name}, {board.clock:g} MHz, {_title(estimate)}", size=15),
+        _text(_WIDTH / 2, 24, f"{_title(config, board)}, {_step(estimate)}", size=15),
         *_grid(x, y),
-        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 16, "MAC per byte of memory"),
-        f'<g transform="translate(20 {_HEIGHT / 2}) rotate(-90)">{_text(0, 0, "10⁹ MAC/s")}</g>',
+        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - _BOTTOM + 42, "MAC per byte of memory"),
+        _turned(_text(0, 0, "10⁹ MAC/s"), 20, (_TOP + _HEIGHT - _BOTTOM) / 2, -90),
         *_roof(x, y, ridge, peak, bandwidth),
     ]
-    top = _HEIGHT - _BOTTOM - _LINE * len(parts)
     for i, (part, (intensity, speed)) in enumerate(zip(parts, points, strict=True)):
         label = f"{part.name}: {intensity:.3g} MAC per byte, {speed:.3g} · 10⁹ MAC/s, limit {part.limit}"
-        at = top + _LINE * i
+        at = _HEIGHT - _BOTTOM + _LEGEND + _LINE * i
         lines += [
-            _dot(x(intensity), y(speed), _COLORS[i]),
-            _dot(_WIDTH - _RIGHT - _LEGEND, at - 4, _COLORS[i]),
-            _text(_WIDTH - _RIGHT - _LEGEND + 10, at, label, anchor="start"),
+            _dot(x(intensity), y(speed), i),
+            _dot(_LEFT + 9, at - 4, i),
+            _text(_LEFT + 26, at, label, anchor="start"),
         ]
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _title(estimate: Estimate) -> str:
+def _title(config: HardwareConfig, board: Board) -> str:
+    name = config.name if config.name == board.name else f"{config.name} on {board.name}"
+    return f"{name}, {board.clock:g} MHz"
+
+
+def _step(estimate: Estimate) -> str:
     new = "a token" if estimate.tokens == 1 else f"{estimate.tokens} tokens"
     return f"{new} in a context of {estimate.context}"
 
@@ -93,13 +99,20 @@ def _roof(x: _Axis, y: _Axis, ridge: float, peak: float, bandwidth: float) -> li
     left, right = 10.0**x.low, 10.0**x.high
     # The slope begins where it enters the diagram.
     start = max(left, 10.0**y.low / bandwidth)
+    # Its name is written along it, where the dots are not.
+    middle = start**0.25 * ridge**0.75
+    slope = math.atan2(y(peak) - y(start * bandwidth), x(ridge) - x(start))
     path = f"M{x(start):.1f} {y(start * bandwidth):.1f}L{x(ridge):.1f} {y(peak):.1f}H{x(right):.1f}"
     return [
         f'<path d="{path}" fill="none" stroke="black" stroke-width="2"/>',
-        _text(x(right) - 4, y(peak) - 8, f"array: {peak:.4g}", anchor="end"),
-        _text(x(ridge) - 8, y(peak) - 8, f"memory: {bandwidth:.3g} GB/s", anchor="end"),
+        _text(x(right) - 4, y(peak) - 8, f"array: {peak:.4g} · 10⁹ MAC/s", anchor="end"),
+        _turned(_text(0, -8, f"memory: {bandwidth:.3g} GB/s"), x(middle), y(middle * bandwidth), math.degrees(slope)),
     ]
 
 
-def _dot(x: float, y: float, color: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" fill-opacity="0.8"/>'
+def _turned(text: str, x: float, y: float, degrees: float) -> str:
+    return f'<g transform="translate({x:.1f} {y:.1f}) rotate({degrees:.1f})">{text}</g>'
+
+
+def _dot(x: float, y: float, number: int) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADII[number]}" fill="{_COLORS[number]}"/>'

@@ -1,25 +1,21 @@
-"""Timelines of estimated lists for Perfetto, in the JSON of Chrome's trace events."""
+"""Timelines of lists for Perfetto, in the JSON of Chrome's trace events."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from lepton_hw.activity import UNITS, Activity
 from lepton_hw.commands import FIELDS, Command
 
-from .machine import Run
 
-UNITS = ("dispatch", "load", "stream", "array", "output", "vector", "store")
-"""One track each, in this order."""
-
-
-def timeline(commands: Sequence[Command], run: Run, *, clock: float) -> dict[str, Any]:
-    """The trace events of a list on a core of ``clock`` MHz; times are in microseconds."""
+def timeline(commands: Sequence[Command], activities: Sequence[Activity], *, clock: float) -> dict[str, Any]:
+    """The trace events of a list on a core of ``clock`` MHz: a track for each unit; times are in microseconds."""
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "lepton"}},
     ]
     for number, unit in enumerate(UNITS):
         events.append({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": unit}})
         events.append({"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": number, "args": {"sort_index": number}})
-    for activity in run.activities:
+    for activity in activities:
         command = commands[activity.command]
         events.append(
             {

@@ -98,7 +98,7 @@ class LeptonQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
         if settings.device != "cpu" and settings.layers:
-            compile_(model, settings.device, config=settings.config)
+            compile_(model, settings.device, config=settings.config, strict=settings.strict)
         elif settings.device != "cpu":
             quantize_(model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict)
         return model
@@ -118,13 +118,16 @@ def quantize_(
     skip: Iterable[str] = (),
     inputs: Inputs | None = None,
     cost: CostModel | None = None,
+    obstacle: str = "",
 ) -> Report:
     """Quantize and offload the Linear layers of ``model``, in place; for inference only.
 
     ``device`` is a device name, or an executor that the caller closes. ``inputs`` are example inputs for models that
-    are not from transformers: without a trial run no layers are fused. The report is also ``model.lepton_report``.
+    are not from transformers: without a trial run no layers are fused. ``obstacle`` is why whole layers cannot run, if
+    they should. The report is also ``model.lepton_report``.
 
-    Raises :class:`~lepton.partition.PartitionError` if ``strict`` and a Linear layer has to stay on the host.
+    Raises :class:`~lepton.partition.PartitionError` if ``strict`` and a Linear layer has to stay on the host; with an
+    ``obstacle``, if anything has to that multiplies, as attention does.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be a torch.nn.Module, not {type(model).__name__}; use lepton.ai.load_model")
@@ -132,7 +135,16 @@ def quantize_(
     model.eval().requires_grad_(False)
     executor = open_executor(device, config=config) if isinstance(device, str) else device
     try:
-        report = offload(model, executor, hardware, cost=cost or CostModel(), inputs=inputs, skip=skip, strict=strict)
+        report = offload(
+            model,
+            executor,
+            hardware,
+            cost=cost or CostModel(),
+            inputs=inputs,
+            skip=skip,
+            strict=strict,
+            obstacle=obstacle,
+        )
     except BaseException:
         if isinstance(device, str):
             executor.close()
@@ -150,6 +162,8 @@ def compile_(
     device: str | Executor = "emulator",
     *,
     config: str = "sim",
+    strict: bool = False,
+    cost: CostModel | None = None,
     context: int | None = None,
     sequences: int | None = None,
     programs: Programs | None = None,
@@ -158,16 +172,25 @@ def compile_(
 
     ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default those of
     ``programs``, or what the model needs, and as many as there is memory for. ``programs`` are lists that were saved
-    with the model. The report is also ``model.lepton_report``.
+    with the model. ``cost`` decides which Linear layers outside the layers are worth offloading. The report is also
+    ``model.lepton_report``.
 
-    Raises :class:`~lepton.layers.offload.NotCompiledError` for a model that this cannot be done with, and
+    Raises :class:`~lepton.layers.offload.NotCompiledError` for a model that this cannot be done with,
+    :class:`~lepton.partition.PartitionError` if ``strict`` and a Linear layer has to stay on the host, and
     :class:`~lepton.errors.MemoryFullError` if weights and one cache do not fit.
     """
     model.eval().requires_grad_(False)
     executor = open_executor(device, config=config) if isinstance(device, str) else device
     try:
         report = compile_layers(
-            model, executor, get_config(config), context=context, sequences=sequences, programs=programs
+            model,
+            executor,
+            get_config(config),
+            strict=strict,
+            cost=cost or CostModel(),
+            context=context,
+            sequences=sequences,
+            programs=programs,
         )
     except BaseException:
         if isinstance(device, str):
@@ -175,7 +198,7 @@ def compile_(
         raise
     assert isinstance(model, PreTrainedModel)
     modules = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    _mark(model, LeptonConfig(executor.name, config, modules=modules, layers=True))
+    _mark(model, LeptonConfig(executor.name, config, strict=strict, modules=modules, layers=True))
     return report
 
 

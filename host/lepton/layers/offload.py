@@ -14,7 +14,8 @@ from ..executors import DeviceExecutor, Executor
 from ..partition import CostModel, Placement, Report
 from ..partition.linears import features, find_linears, quantize, replace
 from ..partition.linears import obstacle as linear_obstacle
-from ..partition.quantized import place
+from ..partition.offload import check_strict
+from ..partition.quantized import QuantizedLinear, place
 from .encode import EncoderForward
 from .encoder import EncoderEngine
 from .engine import DecoderEngine
@@ -46,6 +47,8 @@ def compile_layers(
     executor: Executor,
     config: HardwareConfig,
     *,
+    cost: CostModel,
+    strict: bool = False,
     context: int | None = None,
     sequences: int | None = None,
     programs: Programs | None = None,
@@ -54,15 +57,16 @@ def compile_layers(
 
     ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default those of
     ``programs``, or what the model needs, and as many as there is memory for. The float weights of the layers are
-    released.
+    released. ``cost`` decides which Linear layers outside the layers are worth offloading.
 
-    Raises :class:`NotCompiledError` with the reason for a model that this cannot be done with, before anything is
-    changed, and :class:`MemoryFullError` if weights and one cache do not fit.
+    Raises :class:`NotCompiledError` with the reason for a model that this cannot be done with, and
+    :class:`PartitionError` if ``strict`` and a Linear layer has to stay on the host, both before anything is changed,
+    and :class:`MemoryFullError` if weights and one cache do not fit.
     """
     if any(isinstance(vars(part).get("forward"), DecoderForward | EncoderForward) for part in model.modules()):
         raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        return _compile_encoder(model, executor, config, context)
+        return _compile_encoder(model, executor, config, cost, strict, context)
     recognized = recognize(model)
     if isinstance(recognized, str):
         raise NotCompiledError(recognized)
@@ -89,7 +93,14 @@ def compile_layers(
     return report
 
 
-def _compile_encoder(model: nn.Module, executor: Executor, config: HardwareConfig, context: int | None) -> Report:
+def _compile_encoder(
+    model: nn.Module,
+    executor: Executor,
+    config: HardwareConfig,
+    cost: CostModel,
+    strict: bool,
+    context: int | None,
+) -> Report:
     """As :func:`compile_layers`; Linear layers outside the encoder's layers run one by one."""
     recognized = recognize_encoder(model)
     if isinstance(recognized, str):
@@ -97,14 +108,16 @@ def _compile_encoder(model: nn.Module, executor: Executor, config: HardwareConfi
     spec = recognized.spec
     if reason := obstacle(spec, config):
         raise NotCompiledError(reason)
+    others = {name: module for name, module in find_linears(model).items() if name not in recognized.modules}
+    reasons = _objections(model, others, config, cost)
+    if strict:
+        check_strict(reasons)
     positions = getattr(recognized.base.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
     tokens = min(context or MAX_CONTEXT, positions)
     if isinstance(executor, DeviceExecutor):
         engine: Any = EncoderEngine(executor.device, spec, context=tokens)
     else:
         engine = ReferenceEncoder(spec, context=tokens)
-    others = {name: module for name, module in find_linears(model).items() if name not in recognized.modules}
-    reasons = {name: reason for name, module in others.items() if (reason := _objection(module, config))}
     report = _report(model, executor, config, recognized, reasons)
     replacements: dict[nn.Module, nn.Module] = dict(recognized.linears)
     for name, module in others.items():
@@ -117,9 +130,21 @@ def _compile_encoder(model: nn.Module, executor: Executor, config: HardwareConfi
     return report
 
 
-def _objection(module: nn.Module, config: HardwareConfig) -> str | None:
-    """Why a Linear layer outside the encoder's layers should stay on the host, or None."""
-    return linear_obstacle(module) or CostModel().objection(config, *features(module))
+def _objections(
+    model: nn.Module, others: Mapping[str, nn.Module], config: HardwareConfig, cost: CostModel
+) -> dict[str, str]:
+    """Why Linear layers outside the encoder's layers stay on the host."""
+    # A model that was saved quantized: what to offload was decided then.
+    decided = any(isinstance(module, QuantizedLinear) for module in find_linears(model).values())
+    reasons: dict[str, str] = {}
+    for name, module in others.items():
+        if reason := linear_obstacle(module):
+            reasons[name] = reason
+        elif decided and not isinstance(module, QuantizedLinear):
+            reasons[name] = "was saved in floating point"
+        elif not decided and (reason := cost.objection(config, *features(module))):
+            reasons[name] = reason
+    return reasons
 
 
 def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: int) -> int:

@@ -13,14 +13,26 @@ from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import weight_bytes
 
 from .cost import CostModel
-from .linears import features, find_linears, obstacle, quantize, replace
+from .linears import features, find_linears, quantize, replace
+from .linears import obstacle as linear_obstacle
 from .quantized import QuantizedLinear, place
 from .report import Placement, Report
 from .trace import Inputs, Trace, trace, trial_inputs
 
 
 class PartitionError(LeptonError, RuntimeError):
-    """``strict`` was asked for and a Linear layer cannot, or should not, be offloaded."""
+    """``strict`` was asked for and a module cannot, or should not, be offloaded."""
+
+
+def check_strict(reasons: Mapping[str, str]) -> None:
+    """Raise :class:`PartitionError` if there are ``reasons`` why modules stay on the host."""
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise PartitionError(
+            f"module '{name}'{others}: must be offloaded in strict mode, but stays on the host: {reason}; "
+            f"pass strict=False to allow it"
+        )
 
 
 def offload(
@@ -32,13 +44,16 @@ def offload(
     inputs: Inputs | None = None,
     skip: Iterable[str] = (),
     strict: bool = False,
+    obstacle: str = "",
 ) -> Report:
     """Replace the Linear layers of ``model`` by int8 ones on ``executor``; the float weights are released.
 
     ``inputs`` (keyword or positional ones) are for a trial run that shows which layers read the same tensor and can
     run as one; transformers models need none. ``skip`` names modules that stay, as patterns like ``*.lm_head``.
+    ``obstacle`` is why whole layers cannot run, if they should.
 
-    Raises :class:`PartitionError` before anything is changed if ``strict`` and a Linear layer has to stay.
+    Raises :class:`PartitionError` before anything is changed if ``strict`` and a Linear layer has to stay; with an
+    ``obstacle``, if anything has to that the trial run saw multiply, as attention does.
     """
     linears = find_linears(model)
     if any(isinstance(m, QuantizedLinear) and m.placed for m in linears.values()):
@@ -57,7 +72,7 @@ def offload(
             reasons[name] = "skipped on request"
         elif decided and not isinstance(module, QuantizedLinear):
             reasons[name] = "was saved in floating point"
-        elif reason := obstacle(module):
+        elif reason := linear_obstacle(module):
             reasons[name] = reason
         elif decided:
             continue
@@ -69,13 +84,9 @@ def offload(
         if not decided and (objection := cost.objection(config, columns, features(linears[group[0]])[1])):
             reasons.update(dict.fromkeys(group, objection))
     groups = [group for group in groups if group[0] not in reasons]
-    if strict and reasons:
-        name, reason = next(iter(reasons.items()))
-        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        raise PartitionError(
-            f"module '{name}'{others}: must be offloaded in strict mode, but stays on the host: {reason}; "
-            f"pass strict=False to allow it"
-        )
+    if strict:
+        others = trial.macs.keys() - linears.keys() if obstacle and trial is not None else ()
+        check_strict(reasons | dict.fromkeys(sorted(others), f"whole layers cannot run, since {obstacle}"))
 
     replacements: dict[nn.Module, nn.Module] = {}
     with progress_bars() as progress:
@@ -83,7 +94,7 @@ def offload(
             layers = [quantize(name, linears[name]) for name in group]
             place(group, layers, executor)
             replacements.update((linears[name], layer) for name, layer in zip(group, layers, strict=True))
-    report = _report(model, executor, config, linears, groups, reasons, trial)
+    report = _report(model, executor, config, linears, groups, reasons, trial, obstacle)
     # All at once: a model is not left half changed if the memory of the device is full.
     replace(model, replacements)
     return report
@@ -97,6 +108,7 @@ def _report(
     groups: list[list[str]],
     reasons: Mapping[str, str],
     trial: Trace | None,
+    obstacle: str,
 ) -> Report:
     fused = {name: tuple(other for other in group if other != name) for group in groups for name in group}
 
@@ -134,6 +146,7 @@ def _report(
         config=config.name,
         context=trial.tokens if trial is not None else 0,
         placements=tuple(placements),
+        obstacle=obstacle,
     )
 
 
