@@ -183,8 +183,10 @@ class Quantizer(wiring.Component):
         row_starts = delay(m, self.x_largest, levels, "row_starts", reset_less=False)
         thresholds = [Signal(31, name=f"threshold_{k}", reset_less=True) for k in range(1, MAX_SHIFT + 1)]
         with m.If(row_starts):
+            # Infinity stays what it is.
+            largest = Value.cast(row_largest)
             for k, threshold in enumerate(thresholds, 1):
-                m.d.sync += threshold.eq(Value.cast(row_largest) - (k << 23))
+                m.d.sync += threshold.eq(Mux(largest[23:].all(), largest, largest - (k << 23)))
         below = [delay(m, block_largest <= threshold, 1, "below") for threshold in thresholds]
         shift = Mux(below[2], 3, Mux(below[1], 2, below[0]))
         m.d.comb += [

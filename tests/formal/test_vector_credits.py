@@ -1,7 +1,7 @@
 """What the vector unit counts: nothing begins for which there will be no room."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,11 +12,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_always, prove_until, show_reachable
 
-from lepton_hw.config import get_config
+from lepton_hw.config import HardwareConfig, get_config
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_rtl.memory_write import STORE_BEATS
 from lepton_rtl.vector import _KINDS, _ROOM, VectorUnit
-from lepton_rtl.vector_activations import ACTIVATION_QUEUE, ActivationWriter, activation_write_layout
+from lepton_rtl.vector_activations import _UNSEEN, ACTIVATION_QUEUE, ActivationWriter, activation_write_layout
 from lepton_rtl.vector_store import BeatMaker
 from lepton_rtl.vector_walk import A, B, C
 from lepton_rtl.vector_write import REDUCED_ROWS, WriteBack
@@ -32,35 +32,39 @@ def drive(bench: Bench, unit: wiring.Component, *driven: str) -> None:
             bench.m.d.comb += port.eq(bench.free(len(Value.cast(port)), name))
 
 
-def bench_activations(kind: type, depth: int = ACTIVATION_QUEUE) -> Bench:
+def bench_activations(
+    kind: type, depth: int = ACTIVATION_QUEUE, *, config: HardwareConfig = CONFIG, lowest: int = _UNSEEN
+) -> Bench:
     """A writer of which words are asked as the vector unit does, a cycle after there was room, and come later."""
     bench = Bench()
-    unit: Any = kind(CONFIG)
+    unit: Any = kind(config)
+    parts = config.array_size // config.vector_lanes
     bench.m.submodules.dut = dut = Inside(unit)
     drive(bench, unit, "writes")
     bench.m.d.comb += unit.writes.eq(1)
-    queue = QueueInside(bench, dut, "queue.fifo", depth, activation_write_layout(CONFIG))
+    queue = QueueInside(bench, dut, "queue.fifo", depth, activation_write_layout(config))
 
-    # Four words of the lanes are one of the buffer, and a cycle each at least.
-    takes = PARAMETER_BEATS * unit.take
-    due = bench.count(range(PARAMETER_BEATS * depth + 1), "due", takes - unit.y_valid)
+    # So many steps of the lanes are a word of the buffer, and a cycle each at least.
+    takes = parts * unit.take
+    due = bench.count(range(parts * depth + 1), "due", takes - unit.y_valid)
     bench.assume(~unit.take | bench.past(unit.room))
-    for cycles in range(1, PARAMETER_BEATS):
+    for cycles in range(1, parts):
         bench.assume(~unit.take | ~bench.past(unit.take, cycles))
     bench.assume(~unit.y_valid | (due != 0))
 
     left = dut["left"]
-    coming = (due + PARAMETER_BEATS - 1) >> 2
+    coming = (due + parts - 1) >> (parts.bit_length() - 1)
     inside = coming + unit.gathered_valid + queue.level
     bench.check("room_for_a_word", ~unit.gathered_valid | (queue.level < depth))
     bench.check("room_for_all", inside <= depth)
     bench.check("settled", unit.settled == (inside == 0))
     bench.check("counted", left + inside == depth)
-    bench.check("gathered", dut["number"] == (-due)[:2])
+    if parts > 1:
+        bench.check("gathered", dut["number"] == (-due)[: parts.bit_length() - 1])
     taking = bench.past(unit.take)
-    bench.check("room", ~unit.room | (left + taking > 1))
-    bench.check("room_again", unit.room | (bench.past(left) <= 1))
-    bench.reach("waits", (left == 1) & ~unit.room & (queue.level == depth - 1))
+    bench.check("room", ~unit.room | (left + taking > _UNSEEN))
+    bench.check("room_again", unit.room | (bench.past(left) <= _UNSEEN))
+    bench.reach("waits", (left == lowest) & ~unit.room & (queue.level == depth - lowest))
     return bench
 
 
@@ -103,7 +107,7 @@ def bench_write_back(kind: type, depth: int = REDUCED_ROWS) -> Bench:
     goes = (results.level != 0) & ~y_write & ~(unit.pause & since)
     bench.check("goes", reduced_write == goes)
     bench.check("since", since == dut["reduced_last"])
-    bench.check("unchanged", ~reduced_write | (unit.write_data == Cat(*[results.items[0]] * CONFIG.lanes)))
+    bench.check("unchanged", ~reduced_write | (Value.cast(unit.write_data) == Cat(*[results.items[0]] * CONFIG.lanes)))
     bench.reach("full", results.level == depth)
     return bench
 
@@ -202,7 +206,7 @@ class Unit:
 
 UNITS: dict[type, Unit] = {
     ActivationWriter: Unit(
-        bench_activations, changes={"ACTIVATION_QUEUE = 32": "ACTIVATION_QUEUE = 4"}, sizes={"depth": 4}
+        bench_activations, changes={"ACTIVATION_QUEUE = 32": "ACTIVATION_QUEUE = 8"}, sizes={"depth": 8}
     ),
     WriteBack: Unit(bench_write_back, changes={"REDUCED_ROWS = 32": "REDUCED_ROWS = 4"}, sizes={"depth": 4}),
     BeatMaker: Unit(bench_beats),
@@ -226,6 +230,12 @@ def test_credits(kind: type, tmp_path: Path) -> None:
     prove_always(Design(UNITS[kind].bench(kind), tmp_path), depth=UNITS[kind].depth)
 
 
+def test_words_that_are_whole_steps(tmp_path: Path) -> None:
+    """With a lane for each row of the array a word of the activation buffer may begin in every cycle."""
+    wide = {"config": replace(CONFIG, vector_width=4), "lowest": _UNSEEN - 2}
+    prove_always(Design(bench_activations(ActivationWriter, **wide), tmp_path), depth=PARAMETER_BEATS)
+
+
 @pytest.mark.parametrize("kind", UNITS)
 def test_the_proof_is_not_empty(kind: type, tmp_path: Path) -> None:
     show_reachable(Design(fewer(kind, {}), tmp_path), cycles=24)
@@ -237,8 +247,8 @@ def test_the_proof_is_not_empty(kind: type, tmp_path: Path) -> None:
         (ActivationWriter, "left + popped - (self.take & self.writes)", "left + popped - self.gathered_valid"),
         (ActivationWriter, "popped = queue.o.valid & queue.o.ready", "popped = queue.o.ready"),
         (ActivationWriter, "self.settled.eq(left == ACTIVATION_QUEUE)", "self.settled.eq(~queue.o.valid)"),
-        (ActivationWriter, "(number == PARAMETER_BEATS - 1)", "number[1]"),
-        (ActivationWriter, "self.room.eq(left > 1)", "self.room.eq(1)"),
+        (ActivationWriter, "(number == parts - 1)", "number[1]"),
+        (ActivationWriter, "self.room.eq(left > _UNSEEN)", "self.room.eq(1)"),
         (WriteBack, "left + reduced_write - (self.row", "left + results.o.valid - (self.row"),
         (WriteBack, "self.room.eq(left != 0)", "self.room.eq(1)"),
         (WriteBack, "self.settled.eq(left == REDUCED_ROWS)", "self.settled.eq(~results.o.valid)"),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amaranth.hdl import Mux, Signal
+from amaranth.hdl import Mux, Signal, Value
 from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import get_config
@@ -31,7 +31,7 @@ def bench_mask(kind: type, config: str) -> Bench:
     for name in ("enable", "causal", "window", "limit"):
         port = getattr(unit, name)
         held = Signal.like(port, name=f"held_{name}")
-        m.d.comb += port.eq(Mux(load, bench.free(port.shape(), name), held))
+        m.d.comb += Value.cast(port).eq(Mux(load, bench.free(len(port), name), Value.cast(held)))
         m.d.sync += held.eq(port)
         job[name] = held
 
@@ -45,7 +45,8 @@ def bench_mask(kind: type, config: str) -> Bench:
     bench.assume(~word | (loaded & ~load & ~recent[0] & ~recent[1]))
     bench.assume(~load | ~(bench.past(word) | bench.past(word, 2)))
     bench.assume(~outer_end | row_end)
-    # A command counts its rows and their words with 16 bits.
+    # A command counts its tokens, its rows and their words with 16 bits.
+    bench.assume((job["limit"] < (1 << COUNT_BITS)) & (job["limit"] >= -(1 << COUNT_BITS)))
     bench.assume((number < (1 << COUNT_BITS)) & (outer < (1 << COUNT_BITS)))
 
     limit = job["limit"] + Mux(job["causal"], outer, 0)
@@ -59,10 +60,11 @@ def bench_mask(kind: type, config: str) -> Bench:
     # For induction.
     bench.check("loaded", loaded | ~(recent[0] | recent[1]))
     bench.check("number", ~loaded | (dut["number"] == number[:COUNT_BITS]))
-    bench.check("limit", ~loaded | (dut["limit"] == limit[: COUNT_BITS + 1]))
+    bits = len(job["limit"])
+    bench.check("limit", ~loaded | (dut["limit"][:bits] == limit[:bits]))
     bench.check("windowed", ~loaded | (dut["windowed"] == (job["window"] != 0)))
-    walked = (limit - job["window"])[: COUNT_BITS + 2]
-    bench.check("lower", ~loaded | recent[0] | (dut["lower"] == walked))
+    walked = (limit - job["window"])[: bits + 1]
+    bench.check("lower", ~loaded | recent[0] | (dut["lower"][: bits + 1] == walked))
     both = job["enable"] & (job["window"] != 0) & job["causal"]
     bench.reach(
         "on_both_sides", bench.past(both, unit.latency) & asked & (unit.inside == 2) & bench.past(outer == 1, 2)
@@ -82,12 +84,13 @@ def test_the_proof_is_not_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("number < limit[lane_bits:]", "number <= limit[lane_bits:]"),
+        ("number < limit >> lane_bits", "number <= limit >> lane_bits"),
+        ("number < limit >> lane_bits", "number < limit[lane_bits:]"),
         ("number > lower[lane_bits:-1]", "number > lower[lane_bits + 1:-1]"),
         ("~windowed | lower[-1]", "~windowed"),
         (">= lower_lane", "> lower_lane"),
         ("< limit_lane", "<= limit_lane"),
-        ("Signal(COUNT_BITS + 1, reset_less", "Signal(COUNT_BITS, reset_less"),
+        ("limit = Signal(TOKENS_SHAPE, reset_less", "limit = Signal(COUNT_BITS, reset_less"),
         ("self.outer_end & self.causal", "self.outer_end"),
         ("limit.eq(limit + 1), lower.eq(lower + 1)", "limit.eq(limit + 1)"),
         ("m.d.sync += number.eq(0)", "m.d.sync += number.eq(1)"),
