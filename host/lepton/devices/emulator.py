@@ -4,6 +4,7 @@ What a list does to memory, which error stops it at which command, and the count
 those of the hardware; there is no clock.
 """
 
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -101,6 +102,7 @@ class Emulator:
         vectors = np.zeros(config.vector_words * config.lanes, np.float32)
         views = (memory.view(np.int8), memory.view(np.float32), memory.view(np.int32))
         self._state = (config.array_size, *views, buffer, eighths, vectors)
+        self._scratch = np.empty((4, vectors.size), np.float32)
         self._contexts = np.zeros(CONTEXTS, np.int64)
         self._threads = ThreadPoolExecutor(max(1, THREADS - 1), "emulator")
         self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
@@ -124,7 +126,7 @@ class Emulator:
             self._threads.submit(kernels.help_execute, plan.steps, *shared)
             for _ in range(THREADS - 1 if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 0)
         ]
-        kernels.execute(plan.steps, data.view(np.uint16), *shared, outcome)
+        kernels.execute(plan.steps, data.view(np.uint16), self._scratch, *shared, outcome)
         for helper in helpers:
             helper.result()
         self.counters = Counters(
@@ -215,6 +217,15 @@ def _move(semaphores: list[int], mask: int, step: int) -> None:
                 raise _Stop(ErrorCode.SEMAPHORE)
 
 
+def _zeros(nbytes: int) -> Bytes:
+    """Memory of which only pages that are used take any: large ones, where there are, since streams are long."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(nbytes, np.uint8)
+    memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
 class EmulatorDevice(Device):
     """The emulator with its own memory."""
 
@@ -225,7 +236,7 @@ class EmulatorDevice(Device):
         memory_base: int = MEMORY_BASE,
     ) -> None:
         memory_bytes = -(-memory_bytes // PAGE_BYTES) * PAGE_BYTES
-        self._emulator = Emulator(config, np.zeros(memory_bytes, np.uint8), memory_base)
+        self._emulator = Emulator(config, _zeros(memory_bytes), memory_base)
         super().__init__("emulator", config, BUILD, memory_base, memory_bytes)
 
     def counters(self) -> Counters:

@@ -28,7 +28,7 @@ from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARGEST
 
-from .floats import ZERO, apply_row, combine_row, flush, reduce_row
+from .floats import ZERO, apply_row, combine_row, flush, largest_magnitude, reduce_row, scale_row
 from .tiles import ROWS, block_products
 
 
@@ -236,16 +236,13 @@ def _gemm_blocks(step, contexts, size, source, weights, begin, end, floats, inte
                     for n in range(size):
                         integers[at + n] = sums[i * size + n]
                     continue
+                if to_rows:
+                    row = step[Column.TARGET] + (m + i) * step[Column.TARGET_PITCH]
+                    y, at = vectors, (row + PARAMETER_BEATS * block) * (size // 4)
+                else:
+                    y, at = floats, output // 4 + (block * rows + m + i) * size
                 eighth = eighths[step[Column.ROW] + m + i]
-                for n in range(size):
-                    y = flush(flush(np.float32(sums[i * size + n]) * eighth) * flush(parameter[stream // 4 + n]))
-                    if biased:
-                        y = flush(y + flush(parameter[stream // 4 + size + n]))
-                    if to_rows:
-                        row = step[Column.TARGET] + (m + i) * step[Column.TARGET_PITCH]
-                        vectors[(row + PARAMETER_BEATS * block) * (size // 4) + n] = y
-                    else:
-                        floats[output // 4 + (block * rows + m + i) * size + n] = y
+                scale_row(size, sums, i * size, eighth, parameter, stream // 4, biased, y, at)
 
 
 @njit(
@@ -353,19 +350,23 @@ def _outside(step, start, outer, inner, words, stepped, limit):
     return last + ((words - 1) if stepped else 0) >= limit
 
 
-@njit("void(f4[::1], f4[::1], i8, i8, b1)", nogil=True, cache=True)
-def _operand(row, vectors, at, lanes, stepped):
-    """Flushed elements of one row of an operand; without steps its first word over and over."""
+@njit("f4[::1](f4[::1], i8, i8, b1, f4[::1])", nogil=True, cache=True)
+def _operand(vectors, at, lanes, stepped, spare):
+    """One row of an operand, as long as ``spare``; without steps its first word over and over, in ``spare``."""
     if stepped:
-        for k in range(row.size):
-            row[k] = flush(vectors[at + k])
-    else:
-        for k in range(row.size):
-            row[k] = flush(vectors[at + k % lanes])
+        return vectors[at : at + spare.size]
+    for k in range(lanes):
+        spare[k] = vectors[at + k]
+    filled = lanes
+    while filled < spare.size:
+        for k in range(min(filled, spare.size - filled)):
+            spare[filled + k] = spare[k]
+        filled *= 2
+    return spare
 
 
-@njit("void(i8[::1], i8[::1], i8, f4[::1], i8[::1])", nogil=True, cache=True)
-def _vector(step, contexts, size, vectors, outcome):
+@njit("void(i8[::1], i8[::1], i8, f4[::1], f4[:, ::1], i8[::1])", nogil=True, cache=True)
+def _vector(step, contexts, size, vectors, scratch, outcome):
     flags, steps, reduce = step[Column.FLAGS], step[Column.STEP], step[Column.REDUCE]
     combine, function = step[Column.COMBINE], step[Column.FUNCTION]
     tokens = contexts[step[Column.CONTEXT]]
@@ -394,44 +395,41 @@ def _vector(step, contexts, size, vectors, outcome):
     ):
         _fail(outcome, ErrorCode.RANGE, step)
         return
-    values = np.array([step[Column.B_VALUE], step[Column.C_VALUE]]).astype(np.uint32).view(np.float32)
-    p, b, c = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
-    b[:] = flush(values[0])
-    c[:] = flush(values[1])
-    bits = p.view(np.int32)
+    y, a_spare, b_spare, c_spare = scratch[0, :count], scratch[1, :count], scratch[2, :count], scratch[3, :count]
+    b, c, patterns = b_spare, c_spare, y.view(np.int32)
+    b.view(np.int32)[:] = np.int32(step[Column.B_VALUE])
+    c.view(np.int32)[:] = np.int32(step[Column.C_VALUE])
     neutral = _NEGATIVE_INFINITY if reduce == Reduce.MAXIMUM else ZERO
     for i in range(step[Column.OUTER]):
-        limit = tokens - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else tokens
-        lower = max(0, limit - step[Column.WINDOW]) if step[Column.WINDOW] else 0
+        lower, upper = 0, count
+        if flags & VectorFlag.MASK.value:
+            limit = tokens - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else tokens
+            upper = min(limit, count)
+            lower = min(max(0, limit - step[Column.WINDOW]), upper) if step[Column.WINDOW] else 0
         for j in range(step[Column.INNER]):
-            _operand(p, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, steps & Step.A.value != 0)
+            at = (a_at + i * a_outer + j * a_inner) * lanes
+            a = _operand(vectors, at, lanes, steps & Step.A.value != 0, a_spare)
             if square:
-                b[:] = p
+                b = a
             elif b_read:
-                _operand(b, vectors, (b_at + i * b_outer + j * b_inner) * lanes, lanes, steps & Step.B.value != 0)
+                at = (b_at + i * b_outer + j * b_inner) * lanes
+                b = _operand(vectors, at, lanes, steps & Step.B.value != 0, b_spare)
             if c_read:
-                _operand(c, vectors, (c_at + i * c_outer + j * c_inner) * lanes, lanes, steps & Step.C.value != 0)
-            if combine == Combine.SELECT:
-                for k in range(count):
-                    p[k] = b[k] if p[k] >= 0 else c[k]
-            else:
-                for k in range(count):
-                    p[k] = flush(p[k] * b[k])
-                combine_row(p, c, count, combine)
+                at = (c_at + i * c_outer + j * c_inner) * lanes
+                c = _operand(vectors, at, lanes, steps & Step.C.value != 0, c_spare)
+            combine_row(y, a, b, c, combine)
             if function != Function.IDENTITY:
-                apply_row(bits, count, function)
-            at = (y_at + i * y_outer + j * y_inner) * lanes
-            if flags & VectorFlag.MASK.value:
-                for k in range(count):
-                    p[k] = p[k] if lower <= k < limit else ZERO
+                apply_row(patterns, function)
+            y[:lower] = ZERO
+            y[upper:] = ZERO
             if write:
-                vectors[at : at + count] = p
+                at = (y_at + i * y_outer + j * y_inner) * lanes
+                vectors[at : at + count] = y
             if reduce:
-                if flags & VectorFlag.MASK.value and reduce == Reduce.MAXIMUM:
-                    for k in range(count):
-                        p[k] = p[k] if lower <= k < limit else neutral
+                y[:lower] = neutral
+                y[upper:] = neutral
                 at = (step[Column.REDUCED] + i * step[Column.INNER] + j) * lanes
-                vectors[at : at + lanes] = reduce_row(p, count, reduce)
+                vectors[at : at + lanes] = reduce_row(y, a_spare, reduce)
 
 
 @njit("f4(f4)", nogil=True, inline="always")
@@ -443,6 +441,18 @@ def _mantissa(x):
 def _scale(largest):
     """NaN is not lost: it makes the scale NaN, if the mantissas are zero."""
     return ZERO if largest < ROW_FLOOR else flush(largest * SCALE_OF_LARGEST)
+
+
+@njit("void(f4[::1], f4, f4, i2[::1])", nogil=True, cache=True)
+def _quantize_block(x, largest, inverse, mantissas):
+    """A block of a row with this largest magnitude and this reciprocal of its scale."""
+    block_largest = largest_magnitude(x)
+    shift = 0
+    for k in range(1, MAX_SHIFT + 1):
+        shift += block_largest <= largest * np.float32(1 / (1 << k))
+    factor = inverse * np.float32(1 << shift)
+    for k in range(x.size):
+        mantissas[k] = np.int16(_mantissa(flush(x[k]) * factor)) << (MAX_SHIFT - shift)
 
 
 @njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -466,11 +476,10 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
     ):
         _fail(outcome, ErrorCode.RANGE, step)
         return
-    x = np.empty(count, np.float32)
     for i in range(step[Column.OUTER]):
         for j in range(step[Column.INNER]):
             row = i * step[Column.INNER] + j
-            _operand(x, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, True)
+            at = (a_at + i * a_outer + j * a_inner) * lanes
             largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
             inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
             target = (step[Column.ACTIVATION] + row * step[Column.PITCH]) * size
@@ -481,15 +490,7 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
                 continue
             for start in range(0, count, BLOCK):
                 end = min(start + BLOCK, count)
-                block_largest = ZERO
-                for k in range(start, end):
-                    block_largest = max(block_largest, abs(x[k]))
-                shift = 0
-                for k in range(1, MAX_SHIFT + 1):
-                    shift += block_largest <= largest * np.float32(1 / (1 << k))
-                factor = inverse * np.float32(1 << shift)
-                for k in range(start, end):
-                    buffer[target + k] = np.int16(_mantissa(x[k] * factor)) << (MAX_SHIFT - shift)
+                _quantize_block(vectors[at + start : at + end], largest, inverse, buffer[target + start : target + end])
 
 
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -574,15 +575,16 @@ def _context(step, halves, contexts, outcome):
 
 
 @njit(
-    "void(i8[:, ::1], u2[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], i8[::1])",
+    "void(i8[:, ::1], u2[::1], f4[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], "
+    "i8[::1])",
     nogil=True,
     cache=True,
 )
-def execute(steps, halves, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
+def execute(steps, halves, scratch, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
     """Execute a decoded list until its end or its first error.
 
     ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
-    the row scale table, ``vectors`` the vector memory, ``size`` the array size. ``team`` is zero at the start; other
+    the row scale table, ``vectors`` the vector memory, ``scratch`` four rows as long, ``size`` the array size. ``team`` is zero at the start; other
     threads may call :func:`help_execute` with it.
     """
     for number in range(len(steps)):
@@ -591,7 +593,7 @@ def execute(steps, halves, contexts, size, memory, floats, integers, buffer, eig
         if opcode == Opcode.GEMM:
             _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, number + 1, outcome)
         elif opcode == Opcode.VECTOR:
-            _vector(step, contexts, size, vectors, outcome)
+            _vector(step, contexts, size, vectors, scratch, outcome)
         elif opcode == Opcode.QUANTIZE:
             _quantize(step, contexts, size, buffer, eighths, vectors, outcome)
         elif opcode == Opcode.LOAD:
