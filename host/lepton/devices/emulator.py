@@ -105,7 +105,8 @@ class Emulator:
         self._scratch = np.empty((4, vectors.size), np.float32)
         self._contexts = np.zeros(CONTEXTS, np.int64)
         self._threads = ThreadPoolExecutor(max(1, THREADS - 1), "emulator")
-        self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
+        self._plans: dict[tuple[int, tuple[int, ...]], tuple[bytes, _Plan]] = {}
+        """Lists and their plans, by the address of the list and the bases."""
 
     def execute(self, program: int, commands: int, bases: tuple[int, ...]) -> tuple[ErrorCode, int]:
         """Execute the list at address ``program``; the first error and the index of its command.
@@ -117,7 +118,7 @@ class Emulator:
             return ErrorCode.WINDOW, 0
         # A copy, since the list may be overwritten while it is executed.
         data = self.memory[offset : offset + commands * COMMAND_BYTES].copy()
-        plan = self._plan(data, bases)
+        plan = self._plan(program, data, bases)
         outcome = np.zeros(kernels.OUTCOMES, np.int64)
         team = np.zeros(kernels.TEAM, np.int64)
         self._contexts[:] = 0
@@ -143,24 +144,22 @@ class Emulator:
         """End the threads. The emulator cannot be used afterwards."""
         self._threads.shutdown()
 
-    def _plan(self, data: Bytes, bases: tuple[int, ...]) -> _Plan:
-        """The plan of a list. What CONTEXT commands carry is read when they are executed, so that one plan serves
-        every position."""
+    def _plan(self, program: int, data: Bytes, bases: tuple[int, ...]) -> _Plan:
+        """The plan of the list at an address, made once for what lies there. What CONTEXT commands carry is read when
+        they are executed, so that one plan serves every position."""
         words = data.reshape(-1, COMMAND_BYTES)
         variable = np.flatnonzero(words[:, 0] == Opcode.CONTEXT)
-        fixed = words
-        if variable.size:
-            for index in variable:
-                if command_error(self.config, words[index].tobytes(), bases):
-                    return self._make_plan(data, bases)
-            fixed = words.copy()
-            fixed[variable, 8:] = 0
-        key = fixed.tobytes(), bases
-        plan = self._plans.get(key)
-        if plan is None:
+        if any(command_error(self.config, words[index].tobytes(), bases) for index in variable):
+            return self._make_plan(data, bases)
+        fixed = words.copy()
+        fixed[variable, 8:] = 0
+        encoded = fixed.tobytes()
+        known, plan = self._plans.get((program, bases), (b"", None))
+        if plan is None or known != encoded:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = self._make_plan(data, bases)
+            plan = self._make_plan(data, bases)
+            self._plans[program, bases] = encoded, plan
         return plan
 
     def _make_plan(self, data: Bytes, bases: tuple[int, ...]) -> _Plan:
