@@ -94,16 +94,20 @@ class Column(IntEnum):
 CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, OUTCOMES = range(7)
 """What :func:`execute` leaves in ``outcome``: the error and its command, and counters."""
 
-TEAM = 64
-"""Elements of what threads share: each word that is written often lies in a cache line of its own."""
+TEAM = 32
+"""Elements of what threads share: each of its two words lies in a cache line of its own."""
 
-_STEP, _NEXT, _HELPING = 0, 16, 32
-"""Number of the GEMM that can be helped with, from 1, or 0; its next column block; threads that are at it."""
+_TICKET, _DONE = 0, 16
+"""The GEMM that can be helped with and its next part, see :func:`_gemm`; parts that others have done."""
 
-_OVER = -1
-"""Value of the step when the list is over."""
+_PART_BITS = 32
+_PART_MASK = (1 << _PART_BITS) - 1
+"""A ticket's upper bits are the number of the step, from 1; its lower bits count the parts that are taken."""
 
-_PARTS = 8
+_OVER = -(1 << 62)
+"""Ticket when the list is over."""
+
+_PARTS = 4
 """Parts a GEMM is shared in: the last one is what may have to be waited for."""
 
 _SHARED_PRODUCTS = 1 << 17
@@ -122,16 +126,22 @@ def _atomic(name: str):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         pointer = builder.gep(array.data, [arguments[1]])
         if name == "load":
-            return builder.load_atomic(pointer, "seq_cst", 8)
+            return builder.load_atomic(pointer, "acquire", 8)
+        if name == "store":
+            builder.store_atomic(arguments[2], pointer, "release", 8)
+            return context.get_dummy_value()
         return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
 
     def load(context, array, index):
         return types.int64(array, types.int64), generate
 
+    def store(context, array, index, value):
+        return types.void(array, types.int64, types.int64), generate
+
     def add(context, array, index, value):
         return types.int64(array, types.int64, types.int64), generate
 
-    return intrinsic(load if name == "load" else add)
+    return intrinsic({"load": load, "store": store, "add": add}[name])
 
 
 def _yield(context):
@@ -146,6 +156,7 @@ def _yield(context):
 
 
 _atomic_load: Any = _atomic("load")
+_atomic_store: Any = _atomic("store")
 _atomic_add: Any = _atomic("add")
 _yield_processor: Any = intrinsic(_yield)
 
@@ -246,20 +257,15 @@ def _gemm_blocks(step, contexts, size, source, weights, begin, end, floats, inte
 
 
 @njit(
-    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8[::1])",
+    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8)",
     nogil=True,
     cache=True,
 )
-def _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team):
-    """Column blocks that nobody else has begun, until there are none."""
-    part = -(-blocks // _PARTS)
-    while True:
-        begin = _atomic_add(team, _NEXT, part)
-        if begin >= blocks:
-            return
-        end = min(begin + part, blocks)
-        weights = step[Column.WEIGHTS]
-        _gemm_blocks(step, contexts, size, memory, weights, begin, end, floats, integers, buffer, eighths, vectors)
+def _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part):
+    """One of the parts of a GEMM."""
+    _, blocks, _, _ = _gemm_shape(step, contexts, size)
+    weights, begin, end = step[Column.WEIGHTS], part * blocks // _PARTS, (part + 1) * blocks // _PARTS
+    _gemm_blocks(step, contexts, size, memory, weights, begin, end, floats, integers, buffer, eighths, vectors)
 
 
 @njit(
@@ -290,12 +296,15 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
     elif rows * words * blocks * size * size < _SHARED_PRODUCTS:
         _gemm_blocks(step, contexts, size, memory, weights, 0, blocks, floats, integers, buffer, eighths, vectors)
     else:
-        _atomic_add(team, _NEXT, -_atomic_load(team, _NEXT))
-        _atomic_add(team, _STEP, number)
-        _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team)
-        _atomic_add(team, _STEP, -number)
-        spins = 0
-        while _atomic_load(team, _HELPING):
+        # Whoever adds to the ticket takes a part of the GEMM that it names. The first one is taken here.
+        team[_DONE] = 0
+        _atomic_store(team, _TICKET, number << _PART_BITS | 1)
+        part, mine, spins = 0, 0, 0
+        while part < _PARTS:
+            _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part)
+            mine += 1
+            part = _atomic_add(team, _TICKET, 1) & _PART_MASK
+        while _atomic_load(team, _DONE) < _PARTS - mine:
             spins += 1
             if spins > _SPINS:
                 _yield_processor()
@@ -308,25 +317,27 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
 )
 def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighths, vectors, team):
     """Help the thread that executes these steps with their GEMMs, until it is done."""
-    spins, helped = 0, 0
+    spins, finished = 0, 0
     while True:
-        number = _atomic_load(team, _STEP)
-        if number == _OVER:
-            return
-        if number == 0 or number == helped:
+        ticket = _atomic_load(team, _TICKET)
+        if ticket >> _PART_BITS == finished:
             spins += 1
             if spins > _SPINS:
                 _yield_processor()
             continue
+        if ticket < 0:
+            return
         spins = 0
-        # Who counts itself before it looks again is waited for.
-        _atomic_add(team, _HELPING, 1)
-        if _atomic_load(team, _STEP) == number:
+        ticket = _atomic_add(team, _TICKET, 1)
+        if ticket < 0:
+            return
+        number, part = ticket >> _PART_BITS, ticket & _PART_MASK
+        if part < _PARTS:
             step = steps[number - 1]
-            _, blocks, _, _ = _gemm_shape(step, contexts, size)
-            _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team)
-            helped = number
-        _atomic_add(team, _HELPING, -1)
+            _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part)
+            _atomic_add(team, _DONE, 1)
+        else:
+            finished = number
 
 
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -608,4 +619,4 @@ def execute(steps, halves, scratch, contexts, size, memory, floats, integers, bu
             _context(step, halves, contexts, outcome)
         if outcome[CODE]:
             break
-    _atomic_add(team, _STEP, _OVER)
+    _atomic_store(team, _TICKET, _OVER)
