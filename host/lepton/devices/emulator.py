@@ -53,6 +53,9 @@ _SHARED_PRODUCTS = 1 << 20
 
 _MAX_PLANS = 8192
 
+_ROW_WORDS = 1 << next(field.width for field in FIELDS[Opcode.VECTOR] if field.name == "words")
+"""Words of a row, at most: one that is a word over and over may be longer than the vector memory."""
+
 _NOTHING = Counters(array_busy=0, read_beats=0, weight_beats=0, write_beats=0)
 
 
@@ -102,7 +105,7 @@ class Emulator:
         vectors = np.zeros(config.vector_words * config.lanes, np.float32)
         views = (memory.view(np.int8), memory.view(np.float32), memory.view(np.int32))
         self._state = (config.array_size, *views, buffer, eighths, vectors)
-        self._scratch = np.empty((4, vectors.size), np.float32)
+        self._scratch = np.empty((4, _ROW_WORDS * config.lanes), np.float32)
         self._contexts = np.zeros(CONTEXTS, np.int64)
         self._threads = ThreadPoolExecutor(max(1, THREADS - 1), "emulator")
         self._plans: dict[tuple[int, tuple[int, ...]], tuple[bytes, _Plan]] = {}

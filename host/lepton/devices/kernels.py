@@ -14,7 +14,6 @@ from numba.extending import intrinsic
 
 from lepton_hw.commands import (
     AppendFlag,
-    Combine,
     Function,
     GemmFlag,
     LengthFlag,
@@ -595,8 +594,8 @@ def execute(steps, halves, scratch, contexts, size, memory, floats, integers, bu
     """Execute a decoded list until its end or its first error.
 
     ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
-    the row scale table, ``vectors`` the vector memory, ``scratch`` four rows as long, ``size`` the array size. ``team`` is zero at the start; other
-    threads may call :func:`help_execute` with it.
+    the row scale table, ``vectors`` the vector memory, ``scratch`` four rows of a VECTOR, ``size`` the array size.
+    ``team`` is zero at the start; other threads may call :func:`help_execute` with it.
     """
     for number in range(len(steps)):
         step = steps[number]
