@@ -131,8 +131,9 @@ class Emulator:
             for _ in range(THREADS - 1 if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 0)
         ]
         kernels.execute(plan.steps, data.view(np.uint16), self._scratch, *shared, outcome)
+        # All parts are done: who helps finds that out by itself, and who has not begun need not.
         for helper in helpers:
-            helper.result()
+            helper.cancel()
         self.counters = Counters(
             array_busy=int(outcome[kernels.ARRAY_BUSY]),
             read_beats=int(outcome[kernels.READ_BEATS]) + data.size // self.config.beat_bytes,
