@@ -64,6 +64,8 @@ def decode(
     from lepton.models import gguf_file
 
     if llama_cpp:
+        if device == "rtl":
+            raise InputError("option --llama-cpp: must go with a device whose speed is measured, not rtl; leave it out")
         _llama_class()
     if device == "rtl":
         with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
@@ -202,13 +204,15 @@ def _count_cycles(model: "LeptonModel", tokens: int) -> dict[str, Any]:
 
     Raises :class:`InputError` for a model that does not run as whole layers.
     """
+    import torch
+
     engine = _engine(model)
     if engine is None:
         raise InputError(
             "model: must run as whole layers for its cycles to be counted, but does not; see `lepton explain`"
         )
     lists: list[tuple[Counters, float]] = []
-    # A short prompt: each of its tokens takes as long to simulate.
+    # A short prompt, since it is simulated as well.
     prompt = model.encode(_PROMPT, chat=False).input_ids
     with progress_bars() as progress:
         task = progress.add_task("Simulating tokens", total=tokens)
@@ -218,7 +222,8 @@ def _count_cycles(model: "LeptonModel", tokens: int) -> dict[str, Any]:
             progress.advance(task)
 
         engine.observe = observe
-        model.generate(prompt, tokens, min_new_tokens=tokens, do_sample=False)
+        mask = torch.ones_like(prompt)
+        model.generate(prompt, tokens, attention_mask=mask, min_new_tokens=tokens, do_sample=False)
     seconds = (lists[-1][1] - lists[-tokens][1]) / (tokens - 1)
     counted = [counters for counters, _ in lists[1 - tokens :]]
 
