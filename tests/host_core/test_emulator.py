@@ -10,7 +10,23 @@ from lepton.devices.kernels import Column
 from lepton.errors import ConfigError, DeviceError
 from lepton_hw import numerics
 from lepton_hw.checks import command_error, resolve
-from lepton_hw.commands import COMMAND_BYTES, FIELDS, Address, End, Gemm, GemmFlag, Load, decode, encode, encode_list
+from lepton_hw.commands import (
+    COMMAND_BYTES,
+    FIELDS,
+    Address,
+    End,
+    Fetch,
+    Gemm,
+    GemmFlag,
+    Load,
+    Reduce,
+    Store,
+    Vector,
+    VectorFlag,
+    decode,
+    encode,
+    encode_list,
+)
 from lepton_hw.config import CONFIGS, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import (
@@ -270,6 +286,33 @@ def test_largest_sum_wraps(rows):
     assert emulator.execute(base + memory.size - len(data), 3, (base,) * 8) == (ErrorCode.NONE, 0)
     results = memory[15 << 17 : (15 << 17) + rows * 256].view(np.int32)
     assert (results == -(1 << 31)).all()
+
+
+def test_row_longer_than_the_vector_memory():
+    """A word over and over, reduced but not written."""
+    config = CONFIGS["nano"]
+    words = 65535
+    assert words > config.vector_words
+    values = np.random.default_rng(7).normal(size=config.lanes).astype(np.float32)
+    memory = np.zeros(1 << 14, np.uint8)
+    memory[: values.nbytes] = values.view(np.uint8)
+    total = Vector(
+        words=words,
+        a_start=0,
+        b_value=int(np.float32(1).view(np.uint32)),
+        step=0,
+        reduce=Reduce.SUM,
+        reduced=1,
+        flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE,
+    )
+    store = Store(words=1, a_start=1, output=Address(0, 1 << 12))
+    data = encode_list([Fetch(words=1, target=0, source=Address(0, 0)), total, store, End()])
+    memory[-len(data) :] = np.frombuffer(data, np.uint8)
+    emulator = Emulator(config, memory)
+    base = emulator.memory_base
+    assert emulator.execute(base + memory.size - len(data), 4, (base,) * 8) == (ErrorCode.NONE, 0)
+    expected = numerics.reduce_rows(numerics.float_add, np.tile(values, words))
+    same_bits(memory[1 << 12 :][: values.nbytes].view(np.float32), np.full(config.lanes, expected))
 
 
 CONFIG = CONFIGS["nano"]

@@ -14,11 +14,11 @@ PRODUCTS = textwrap.dedent(
 
     rng = np.random.default_rng(0)
     for size in (8, 16, 32, 64):
-        x = rng.integers(-1024, 1025, (ROWS, 10)).astype(np.int16)
-        weights = rng.integers(-127, 128, (10, size)).astype(np.int8)
+        x = rng.integers(-1024, 1025, (ROWS, 24)).astype(np.int16)
+        weights = rng.integers(-127, 128, (24, size)).astype(np.int8)
         for rows in range(1, ROWS + 1):
             sums = np.zeros((rows, size), np.int32)
-            block_products(size, x.reshape(-1), 0, 10, rows, weights.reshape(-1), 0, 10, sums.reshape(-1))
+            block_products(size, x.reshape(-1), 0, 24, rows, weights.reshape(-1), 0, 24, sums.reshape(-1))
             np.testing.assert_array_equal(sums, x[:rows].astype(np.int32) @ weights)
     """
 )

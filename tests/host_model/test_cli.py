@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from lepton.cli import app
@@ -88,6 +90,21 @@ def test_bench_decode(folder: Path) -> None:
     result = json.loads(lepton("bench", "decode", folder, "--tokens", 4, "--repeats", 2, "--json"))
     assert list(result)[:3] == ["tokens_per_second", "float32_tokens_per_second", "ratio"]
     assert result["ratio"] == pytest.approx(result["tokens_per_second"] / result["float32_tokens_per_second"])
+    module = LlamaForCausalLM.from_pretrained(folder)
+    embedding = module.get_input_embeddings().weight
+    assert result["float32_bytes_per_token"] == 4 * (module.num_parameters() - embedding.numel())
+    # int8 weights with their scales and norms, and a list and caches of a few hundred bytes a layer.
+    assert 1 < result["bytes_per_token"] / (result["float32_bytes_per_token"] / 4) < 1.5
+    for name in ("", "float32_"):
+        read = result[f"{name}bytes_per_token"] * result[f"{name}tokens_per_second"]
+        assert result[f"{name}gigabytes_per_second"] == pytest.approx(read / 1e9)
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama.cpp is installed")
+def test_bench_decode_without_llama_cpp(folder: Path) -> None:
+    assert lepton("bench", "decode", folder, "--llama-cpp", code=1) == (
+        "error: option --llama-cpp: llama-cpp-python must be installed, but is not; run `pip install lepton[compare]`\n"
+    )
 
 
 def test_eval_perplexity(folder: Path, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lepton.models import MODELS, RegisteredModel, SourceError, resolve
+from lepton.models import MODELS, RegisteredModel, SourceError, gguf_file, resolve
 from lepton.models.cache import cached
 from lepton.models.registry import UnknownModelError
 
@@ -53,6 +54,24 @@ def test_package_is_fetched_once(package: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in path.iterdir()}
     package.unlink()
     assert resolve("tiny") == path
+
+
+def test_gguf_of_a_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(package, "a") as archive:
+        archive.writestr("tiny_model/tiny.gguf", b"GGUF and so on")
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], sha256=digest, member="tiny_model/tiny.gguf"))
+    path = gguf_file("tiny")
+    assert path.read_bytes() == b"GGUF and so on"
+    assert gguf_file(path) == path
+    package.unlink()
+    assert gguf_file("tiny") == path
+
+
+def test_no_gguf(package: Path, folder: Path) -> None:
+    for source in ("tiny", folder):
+        with pytest.raises(SourceError, match=r": must be made of a .gguf file, but is not; pass a .gguf file$"):
+            gguf_file(source)
 
 
 def test_other_hash_is_refused_and_leaves_no_cache(package: Path, tmp_path: Path) -> None:

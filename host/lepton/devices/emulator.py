@@ -4,6 +4,7 @@ What a list does to memory, which error stops it at which command, and the count
 those of the hardware; there is no clock.
 """
 
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -51,6 +52,9 @@ _SHARED_PRODUCTS = 1 << 20
 """A list with fewer products is done before another thread has woken up."""
 
 _MAX_PLANS = 8192
+
+_ROW_WORDS = 1 << next(field.width for field in FIELDS[Opcode.VECTOR] if field.name == "words")
+"""Words of a row, at most: one that is a word over and over may be longer than the vector memory."""
 
 _NOTHING = Counters(array_busy=0, read_beats=0, weight_beats=0, write_beats=0)
 
@@ -101,9 +105,11 @@ class Emulator:
         vectors = np.zeros(config.vector_words * config.lanes, np.float32)
         views = (memory.view(np.int8), memory.view(np.float32), memory.view(np.int32))
         self._state = (config.array_size, *views, buffer, eighths, vectors)
+        self._scratch = np.empty((4, _ROW_WORDS * config.lanes), np.float32)
         self._contexts = np.zeros(CONTEXTS, np.int64)
         self._threads = ThreadPoolExecutor(max(1, THREADS - 1), "emulator")
-        self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
+        self._plans: dict[tuple[int, tuple[int, ...]], tuple[bytes, _Plan]] = {}
+        """Lists and their plans, by the address of the list and the bases."""
 
     def execute(self, program: int, commands: int, bases: tuple[int, ...]) -> tuple[ErrorCode, int]:
         """Execute the list at address ``program``; the first error and the index of its command.
@@ -116,7 +122,7 @@ class Emulator:
             return ErrorCode.WINDOW, inside
         # A copy, since the list may be overwritten while it is executed.
         data = self.memory[offset : offset + commands * COMMAND_BYTES].copy()
-        plan = self._plan(data, bases)
+        plan = self._plan(program, data, bases)
         outcome = np.zeros(kernels.OUTCOMES, np.int64)
         team = np.zeros(kernels.TEAM, np.int64)
         self._contexts[:] = 0
@@ -125,9 +131,10 @@ class Emulator:
             self._threads.submit(kernels.help_execute, plan.steps, *shared)
             for _ in range(THREADS - 1 if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 0)
         ]
-        kernels.execute(plan.steps, data.view(np.uint16), *shared, outcome)
+        kernels.execute(plan.steps, data.view(np.uint16), self._scratch, *shared, outcome)
+        # All parts are done: who helps finds that out by itself, and who has not begun need not.
         for helper in helpers:
-            helper.result()
+            helper.cancel()
         self.counters = Counters(
             array_busy=int(outcome[kernels.ARRAY_BUSY]),
             read_beats=int(outcome[kernels.READ_BEATS]) + data.size // self.config.beat_bytes,
@@ -142,24 +149,22 @@ class Emulator:
         """End the threads. The emulator cannot be used afterwards."""
         self._threads.shutdown()
 
-    def _plan(self, data: Bytes, bases: tuple[int, ...]) -> _Plan:
-        """The plan of a list. What CONTEXT commands carry is read when they are executed, so that one plan serves
-        every position."""
+    def _plan(self, program: int, data: Bytes, bases: tuple[int, ...]) -> _Plan:
+        """The plan of the list at an address, made once for what lies there. What CONTEXT commands carry is read when
+        they are executed, so that one plan serves every position."""
         words = data.reshape(-1, COMMAND_BYTES)
         variable = np.flatnonzero(words[:, 0] == Opcode.CONTEXT)
-        fixed = words
-        if variable.size:
-            for index in variable:
-                if command_error(self.config, words[index].tobytes(), bases):
-                    return self._make_plan(data, bases)
-            fixed = words.copy()
-            fixed[variable, 8:] = 0
-        key = fixed.tobytes(), bases
-        plan = self._plans.get(key)
-        if plan is None:
+        if any(command_error(self.config, words[index].tobytes(), bases) for index in variable):
+            return self._make_plan(data, bases)
+        fixed = words.copy()
+        fixed[variable, 8:] = 0
+        encoded = fixed.tobytes()
+        known, plan = self._plans.get((program, bases), (b"", None))
+        if plan is None or known != encoded:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = self._make_plan(data, bases)
+            plan = self._make_plan(data, bases)
+            self._plans[program, bases] = encoded, plan
         return plan
 
     def _make_plan(self, data: Bytes, bases: tuple[int, ...]) -> _Plan:
@@ -216,6 +221,15 @@ def _move(semaphores: list[int], mask: int, step: int) -> None:
                 raise _Stop(ErrorCode.SEMAPHORE)
 
 
+def _zeros(nbytes: int) -> Bytes:
+    """Memory of which only pages that are used take any: large ones, where there are, since streams are long."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(nbytes, np.uint8)
+    memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
 class EmulatorDevice(Device):
     """The emulator with its own memory."""
 
@@ -226,7 +240,7 @@ class EmulatorDevice(Device):
         memory_base: int = MEMORY_BASE,
     ) -> None:
         memory_bytes = -(-memory_bytes // PAGE_BYTES) * PAGE_BYTES
-        self._emulator = Emulator(config, np.zeros(memory_bytes, np.uint8), memory_base)
+        self._emulator = Emulator(config, _zeros(memory_bytes), memory_base)
         super().__init__("emulator", config, BUILD, memory_base, memory_bytes)
 
     def counters(self) -> Counters:

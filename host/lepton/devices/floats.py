@@ -19,6 +19,7 @@ _INFINITY = np.int64(0xFF << 23)
 _NAN_BITS = np.int32(np.float32(np.nan).view(np.int32))
 _ONE_BITS = np.int64(127 << 23)
 _SIGN = np.int64(-(1 << 31))
+_MAGNITUDE = np.int32(0x7FFFFFFF)
 _SEGMENT_BITS = functions.SEGMENT_BITS
 _OFFSET_BITS = functions.OFFSET_BITS
 _SLOPE_SHIFT = 23 + functions.C2_POINT - functions.C1_POINT
@@ -104,49 +105,75 @@ def rsqrt_bits(bits):
     return np.int32(_pack(value, 126 + ((127 - exponent + odd) >> 1)))
 
 
-@njit("void(f4[::1], f4[::1], i8, i8)", cache=True)
-def combine_row(p, c, count, combine):
-    """``p = combine(p, c)`` for the first ``count`` elements; SELECT is done by the caller."""
+@njit("void(f4[::1], f4[::1], f4[::1], f4[::1], i8)", cache=True)
+def combine_row(y, a, b, c, combine):
+    """``y = combine(a * b, c)``; SELECT does not multiply."""
     if combine == Combine.ADD:
-        for k in range(count):
-            p[k] = flush(p[k] + flush(c[k]))
+        for k in range(y.size):
+            y[k] = flush(flush(flush(a[k]) * flush(b[k])) + flush(c[k]))
     elif combine == Combine.SUBTRACT:
-        for k in range(count):
-            p[k] = flush(p[k] - flush(c[k]))
+        for k in range(y.size):
+            y[k] = flush(flush(flush(a[k]) * flush(b[k])) - flush(c[k]))
     elif combine == Combine.MAXIMUM:
-        for k in range(count):
-            p[k] = maximum(p[k], flush(c[k]))
+        for k in range(y.size):
+            y[k] = maximum(flush(flush(a[k]) * flush(b[k])), flush(c[k]))
+    else:
+        for k in range(y.size):
+            y[k] = flush(b[k]) if flush(a[k]) >= 0 else flush(c[k])
 
 
-@njit("void(i4[::1], i8, i8)", cache=True)
-def apply_row(bits, count, function):
-    """Apply a function to the first ``count`` patterns."""
+@njit("void(i4[::1], i8)", cache=True)
+def apply_row(bits, function):
+    """Apply a function to patterns."""
     if function == Function.EXPONENTIAL:
-        for k in range(count):
+        for k in range(bits.size):
             bits[k] = exponential_bits(bits[k])
     elif function == Function.RECIPROCAL:
-        for k in range(count):
+        for k in range(bits.size):
             bits[k] = reciprocal_bits(bits[k])
     elif function == Function.RSQRT:
-        for k in range(count):
+        for k in range(bits.size):
             bits[k] = rsqrt_bits(bits[k])
 
 
-@njit("f4(f4[::1], i8, i8)", cache=True)
-def reduce_row(x, count, reduce):
-    """Reduce the first ``count`` flushed elements as :func:`lepton_hw.numerics.reduce_rows` does; ``x`` is used up."""
+@njit("f4(f4[::1])", cache=True)
+def largest_magnitude(x):
+    """The largest magnitude: patterns are ordered like magnitudes, NaN above all."""
+    bits, largest = x.view(np.int32), np.int32(0)
+    for k in range(bits.size):
+        largest = max(largest, bits[k] & _MAGNITUDE)
+    return flush(np.int32(largest).view(np.float32))
+
+
+@njit("f4(f4[::1], f4[::1], i8)", cache=True)
+def reduce_row(x, spare, reduce):
+    """Reduce flushed elements as :func:`lepton_hw.numerics.reduce_rows` does; both rows are used up."""
     if reduce == Reduce.ABSOLUTE:
-        for k in range(count):
-            x[k] = abs(x[k]) if x[k] == x[k] else NAN
+        return largest_magnitude(x)
+    count = x.size
     while count > 1:
         half = count // 2
         if reduce == Reduce.SUM:
             for k in range(half):
-                x[k] = flush(x[2 * k] + x[2 * k + 1])
+                spare[k] = flush(x[2 * k] + x[2 * k + 1])
         else:
             for k in range(half):
-                x[k] = maximum(x[2 * k], x[2 * k + 1])
+                spare[k] = maximum(x[2 * k], x[2 * k + 1])
         if count & 1:
-            x[half] = x[count - 1]
+            spare[half] = x[count - 1]
         count = half + (count & 1)
+        x, spare = spare, x
     return x[0]
+
+
+@njit("void(i8, i4[::1], i8, f4, f4[::1], i8, b1, f4[::1], i8)", cache=True)
+def scale_row(size, sums, first, eighth, parameters, scales, biased, y, target):
+    """``size`` elements of ``y`` from ``target`` on, as :func:`lepton_hw.numerics.scale_output`.
+
+    Their sums begin at ``first``; in ``parameters`` the scales of columns at ``scales``, and behind them the biases.
+    """
+    for n in range(size):
+        y[target + n] = flush(flush(np.float32(sums[first + n]) * eighth) * flush(parameters[scales + n]))
+    if biased:
+        for n in range(size):
+            y[target + n] = flush(y[target + n] + flush(parameters[scales + size + n]))

@@ -14,7 +14,6 @@ from numba.extending import intrinsic
 
 from lepton_hw.commands import (
     AppendFlag,
-    Combine,
     Function,
     GemmFlag,
     LengthFlag,
@@ -28,7 +27,7 @@ from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARGEST
 
-from .floats import ZERO, apply_row, combine_row, flush, reduce_row
+from .floats import ZERO, apply_row, combine_row, flush, largest_magnitude, reduce_row, scale_row
 from .tiles import ROWS, block_products
 
 
@@ -95,16 +94,20 @@ class Column(IntEnum):
 CODE, INDEX, ARRAY_BUSY, READ_BEATS, WEIGHT_BEATS, WRITE_BEATS, OUTCOMES = range(7)
 """What :func:`execute` leaves in ``outcome``: the error and its command, and counters."""
 
-TEAM = 64
-"""Elements of what threads share: each word that is written often lies in a cache line of its own."""
+TEAM = 32
+"""Elements of what threads share: each of its two words lies in a cache line of its own."""
 
-_STEP, _NEXT, _HELPING = 0, 16, 32
-"""Number of the GEMM that can be helped with, from 1, or 0; its next column block; threads that are at it."""
+_TICKET, _DONE = 0, 16
+"""The GEMM that can be helped with and its next part, see :func:`_gemm`; parts that others have done."""
 
-_OVER = -1
-"""Value of the step when the list is over."""
+_PART_BITS = 32
+_PART_MASK = (1 << _PART_BITS) - 1
+"""A ticket's upper bits are the number of the step, from 1; its lower bits count the parts that are taken."""
 
-_PARTS = 8
+_OVER = -(1 << 62)
+"""Ticket when the list is over."""
+
+_PARTS = 4
 """Parts a GEMM is shared in: the last one is what may have to be waited for."""
 
 _SHARED_PRODUCTS = 1 << 17
@@ -123,16 +126,22 @@ def _atomic(name: str):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         pointer = builder.gep(array.data, [arguments[1]])
         if name == "load":
-            return builder.load_atomic(pointer, "seq_cst", 8)
+            return builder.load_atomic(pointer, "acquire", 8)
+        if name == "store":
+            builder.store_atomic(arguments[2], pointer, "release", 8)
+            return context.get_dummy_value()
         return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
 
     def load(context, array, index):
         return types.int64(array, types.int64), generate
 
+    def store(context, array, index, value):
+        return types.void(array, types.int64, types.int64), generate
+
     def add(context, array, index, value):
         return types.int64(array, types.int64, types.int64), generate
 
-    return intrinsic(load if name == "load" else add)
+    return intrinsic({"load": load, "store": store, "add": add}[name])
 
 
 def _yield(context):
@@ -147,6 +156,7 @@ def _yield(context):
 
 
 _atomic_load: Any = _atomic("load")
+_atomic_store: Any = _atomic("store")
 _atomic_add: Any = _atomic("add")
 _yield_processor: Any = intrinsic(_yield)
 
@@ -242,33 +252,25 @@ def _gemm_blocks(step, contexts, size, source, weights, begin, end, floats, inte
                     for n in range(size):
                         integers[at + n] = sums[i * size + n]
                     continue
+                if to_rows:
+                    row = step[Column.TARGET] + (m + i) * step[Column.TARGET_PITCH]
+                    y, at = vectors, (row + PARAMETER_BEATS * block) * (size // 4)
+                else:
+                    y, at = floats, output // 4 + (block * rows + m + i) * size
                 eighth = eighths[step[Column.ROW] + m + i]
-                for n in range(size):
-                    y = flush(flush(np.float32(sums[i * size + n]) * eighth) * flush(parameter[stream // 4 + n]))
-                    if biased:
-                        y = flush(y + flush(parameter[stream // 4 + size + n]))
-                    if to_rows:
-                        row = step[Column.TARGET] + (m + i) * step[Column.TARGET_PITCH]
-                        vectors[(row + PARAMETER_BEATS * block) * (size // 4) + n] = y
-                    else:
-                        floats[output // 4 + (block * rows + m + i) * size + n] = y
+                scale_row(size, sums, i * size, eighth, parameter, stream // 4, biased, y, at)
 
 
 @njit(
-    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8, i8[::1])",
+    "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8)",
     nogil=True,
     cache=True,
 )
-def _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team):
-    """Column blocks that nobody else has begun, until there are none."""
-    part = -(-blocks // _PARTS)
-    while True:
-        begin = _atomic_add(team, _NEXT, part)
-        if begin >= blocks:
-            return
-        end = min(begin + part, blocks)
-        weights = step[Column.WEIGHTS]
-        _gemm_blocks(step, contexts, size, memory, weights, begin, end, floats, integers, buffer, eighths, vectors)
+def _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part):
+    """One of the parts of a GEMM."""
+    _, blocks, _, _ = _gemm_shape(step, contexts, size)
+    weights, begin, end = step[Column.WEIGHTS], part * blocks // _PARTS, (part + 1) * blocks // _PARTS
+    _gemm_blocks(step, contexts, size, memory, weights, begin, end, floats, integers, buffer, eighths, vectors)
 
 
 @njit(
@@ -296,12 +298,15 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
     elif rows * words * blocks * size * size < _SHARED_PRODUCTS:
         _gemm_blocks(step, contexts, size, memory, weights, 0, blocks, floats, integers, buffer, eighths, vectors)
     else:
-        _atomic_add(team, _NEXT, -_atomic_load(team, _NEXT))
-        _atomic_add(team, _STEP, number)
-        _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team)
-        _atomic_add(team, _STEP, -number)
-        spins = 0
-        while _atomic_load(team, _HELPING):
+        # Whoever adds to the ticket takes a part of the GEMM that it names. The first one is taken here.
+        team[_DONE] = 0
+        _atomic_store(team, _TICKET, number << _PART_BITS | 1)
+        part, mine, spins = 0, 0, 0
+        while part < _PARTS:
+            _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part)
+            mine += 1
+            part = _atomic_add(team, _TICKET, 1) & _PART_MASK
+        while _atomic_load(team, _DONE) < _PARTS - mine:
             spins += 1
             if spins > _SPINS:
                 _yield_processor()
@@ -314,25 +319,27 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
 )
 def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighths, vectors, team):
     """Help the thread that executes these steps with their GEMMs, until it is done."""
-    spins, helped = 0, 0
+    spins, finished = 0, 0
     while True:
-        number = _atomic_load(team, _STEP)
-        if number == _OVER:
-            return
-        if number == 0 or number == helped:
+        ticket = _atomic_load(team, _TICKET)
+        if ticket >> _PART_BITS == finished:
             spins += 1
             if spins > _SPINS:
                 _yield_processor()
             continue
+        if ticket < 0:
+            return
         spins = 0
-        # Who counts itself before it looks again is waited for.
-        _atomic_add(team, _HELPING, 1)
-        if _atomic_load(team, _STEP) == number:
+        ticket = _atomic_add(team, _TICKET, 1)
+        if ticket < 0:
+            return
+        number, part = ticket >> _PART_BITS, ticket & _PART_MASK
+        if part < _PARTS:
             step = steps[number - 1]
-            _, blocks, _, _ = _gemm_shape(step, contexts, size)
-            _shared_blocks(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, blocks, team)
-            helped = number
-        _atomic_add(team, _HELPING, -1)
+            _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part)
+            _atomic_add(team, _DONE, 1)
+        else:
+            finished = number
 
 
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -354,19 +361,23 @@ def _outside(step, start, outer, inner, words, stepped, limit):
     return last + ((words - 1) if stepped else 0) >= limit
 
 
-@njit("void(f4[::1], f4[::1], i8, i8, b1)", nogil=True, cache=True)
-def _operand(row, vectors, at, lanes, stepped):
-    """Flushed elements of one row of an operand; without steps its first word over and over."""
+@njit("f4[::1](f4[::1], i8, i8, b1, f4[::1])", nogil=True, cache=True)
+def _operand(vectors, at, lanes, stepped, spare):
+    """One row of an operand, as long as ``spare``; without steps its first word over and over, in ``spare``."""
     if stepped:
-        for k in range(row.size):
-            row[k] = flush(vectors[at + k])
-    else:
-        for k in range(row.size):
-            row[k] = flush(vectors[at + k % lanes])
+        return vectors[at : at + spare.size]
+    for k in range(lanes):
+        spare[k] = vectors[at + k]
+    filled = lanes
+    while filled < spare.size:
+        for k in range(min(filled, spare.size - filled)):
+            spare[filled + k] = spare[k]
+        filled *= 2
+    return spare
 
 
-@njit("void(i8[::1], i8[::1], i8, f4[::1], i8[::1])", nogil=True, cache=True)
-def _vector(step, contexts, size, vectors, outcome):
+@njit("void(i8[::1], i8[::1], i8, f4[::1], f4[:, ::1], i8[::1])", nogil=True, cache=True)
+def _vector(step, contexts, size, vectors, scratch, outcome):
     flags, steps, reduce = step[Column.FLAGS], step[Column.STEP], step[Column.REDUCE]
     combine, function = step[Column.COMBINE], step[Column.FUNCTION]
     seen = _seen(step, contexts)
@@ -395,44 +406,41 @@ def _vector(step, contexts, size, vectors, outcome):
     ):
         _fail(outcome, ErrorCode.RANGE, step)
         return
-    values = np.array([step[Column.B_VALUE], step[Column.C_VALUE]]).astype(np.uint32).view(np.float32)
-    p, b, c = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
-    b[:] = flush(values[0])
-    c[:] = flush(values[1])
-    bits = p.view(np.int32)
+    y, a_spare, b_spare, c_spare = scratch[0, :count], scratch[1, :count], scratch[2, :count], scratch[3, :count]
+    b, c, patterns = b_spare, c_spare, y.view(np.int32)
+    b.view(np.int32)[:] = np.int32(step[Column.B_VALUE])
+    c.view(np.int32)[:] = np.int32(step[Column.C_VALUE])
     neutral = _NEGATIVE_INFINITY if reduce == Reduce.MAXIMUM else ZERO
     for i in range(step[Column.OUTER]):
-        limit = seen - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else seen
-        lower = max(0, limit - step[Column.WINDOW]) if step[Column.WINDOW] else 0
+        lower, upper = 0, count
+        if flags & VectorFlag.MASK.value:
+            limit = seen - step[Column.OFFSET] + i if flags & VectorFlag.CAUSAL.value else seen
+            upper = min(max(0, limit), count)
+            lower = min(max(0, limit - step[Column.WINDOW]), upper) if step[Column.WINDOW] else 0
         for j in range(step[Column.INNER]):
-            _operand(p, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, steps & Step.A.value != 0)
+            at = (a_at + i * a_outer + j * a_inner) * lanes
+            a = _operand(vectors, at, lanes, steps & Step.A.value != 0, a_spare)
             if square:
-                b[:] = p
+                b = a
             elif b_read:
-                _operand(b, vectors, (b_at + i * b_outer + j * b_inner) * lanes, lanes, steps & Step.B.value != 0)
+                at = (b_at + i * b_outer + j * b_inner) * lanes
+                b = _operand(vectors, at, lanes, steps & Step.B.value != 0, b_spare)
             if c_read:
-                _operand(c, vectors, (c_at + i * c_outer + j * c_inner) * lanes, lanes, steps & Step.C.value != 0)
-            if combine == Combine.SELECT:
-                for k in range(count):
-                    p[k] = b[k] if p[k] >= 0 else c[k]
-            else:
-                for k in range(count):
-                    p[k] = flush(p[k] * b[k])
-                combine_row(p, c, count, combine)
+                at = (c_at + i * c_outer + j * c_inner) * lanes
+                c = _operand(vectors, at, lanes, steps & Step.C.value != 0, c_spare)
+            combine_row(y, a, b, c, combine)
             if function != Function.IDENTITY:
-                apply_row(bits, count, function)
-            at = (y_at + i * y_outer + j * y_inner) * lanes
-            if flags & VectorFlag.MASK.value:
-                for k in range(count):
-                    p[k] = p[k] if lower <= k < limit else ZERO
+                apply_row(patterns, function)
+            y[:lower] = ZERO
+            y[upper:] = ZERO
             if write:
-                vectors[at : at + count] = p
+                at = (y_at + i * y_outer + j * y_inner) * lanes
+                vectors[at : at + count] = y
             if reduce:
-                if flags & VectorFlag.MASK.value and reduce == Reduce.MAXIMUM:
-                    for k in range(count):
-                        p[k] = p[k] if lower <= k < limit else neutral
+                y[:lower] = neutral
+                y[upper:] = neutral
                 at = (step[Column.REDUCED] + i * step[Column.INNER] + j) * lanes
-                vectors[at : at + lanes] = reduce_row(p, count, reduce)
+                vectors[at : at + lanes] = reduce_row(y, a_spare, reduce)
 
 
 @njit("f4(f4)", nogil=True, inline="always")
@@ -444,6 +452,18 @@ def _mantissa(x):
 def _scale(largest):
     """NaN is not lost: it makes the scale NaN, if the mantissas are zero."""
     return ZERO if largest < ROW_FLOOR else flush(largest * SCALE_OF_LARGEST)
+
+
+@njit("void(f4[::1], f4, f4, i2[::1])", nogil=True, cache=True)
+def _quantize_block(x, largest, inverse, mantissas):
+    """A block of a row with this largest magnitude and this reciprocal of its scale."""
+    block_largest = largest_magnitude(x)
+    shift = 0
+    for k in range(1, MAX_SHIFT + 1):
+        shift += block_largest <= largest * np.float32(1 / (1 << k))
+    factor = inverse * np.float32(1 << shift)
+    for k in range(x.size):
+        mantissas[k] = np.int16(_mantissa(flush(x[k]) * factor)) << (MAX_SHIFT - shift)
 
 
 @njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -464,11 +484,10 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
     ):
         _fail(outcome, ErrorCode.RANGE, step)
         return
-    x = np.empty(count, np.float32)
     for i in range(step[Column.OUTER]):
         for j in range(step[Column.INNER]):
             row = i * step[Column.INNER] + j
-            _operand(x, vectors, (a_at + i * a_outer + j * a_inner) * lanes, lanes, True)
+            at = (a_at + i * a_outer + j * a_inner) * lanes
             largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
             inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
             target = (step[Column.ACTIVATION] + row * step[Column.PITCH]) * size
@@ -479,15 +498,7 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
                 continue
             for start in range(0, count, BLOCK):
                 end = min(start + BLOCK, count)
-                block_largest = ZERO
-                for k in range(start, end):
-                    block_largest = max(block_largest, abs(x[k]))
-                shift = 0
-                for k in range(1, MAX_SHIFT + 1):
-                    shift += block_largest <= largest * np.float32(1 / (1 << k))
-                factor = inverse * np.float32(1 << shift)
-                for k in range(start, end):
-                    buffer[target + k] = np.int16(_mantissa(x[k] * factor)) << (MAX_SHIFT - shift)
+                _quantize_block(vectors[at + start : at + end], largest, inverse, buffer[target + start : target + end])
 
 
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -572,16 +583,17 @@ def _context(step, halves, contexts, outcome):
 
 
 @njit(
-    "void(i8[:, ::1], u2[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], i8[::1])",
+    "void(i8[:, ::1], u2[::1], f4[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], "
+    "i8[::1])",
     nogil=True,
     cache=True,
 )
-def execute(steps, halves, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
+def execute(steps, halves, scratch, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
     """Execute a decoded list until its end or its first error.
 
     ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
-    the row scale table, ``vectors`` the vector memory, ``size`` the array size. ``team`` is zero at the start; other
-    threads may call :func:`help_execute` with it.
+    the row scale table, ``vectors`` the vector memory, ``scratch`` four rows of a VECTOR, ``size`` the array size.
+    ``team`` is zero at the start; other threads may call :func:`help_execute` with it.
     """
     for number in range(len(steps)):
         step = steps[number]
@@ -589,7 +601,7 @@ def execute(steps, halves, contexts, size, memory, floats, integers, buffer, eig
         if opcode == Opcode.GEMM:
             _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, number + 1, outcome)
         elif opcode == Opcode.VECTOR:
-            _vector(step, contexts, size, vectors, outcome)
+            _vector(step, contexts, size, vectors, scratch, outcome)
         elif opcode == Opcode.QUANTIZE:
             _quantize(step, contexts, size, buffer, eighths, vectors, outcome)
         elif opcode == Opcode.LOAD:
@@ -604,4 +616,4 @@ def execute(steps, halves, contexts, size, memory, floats, integers, buffer, eig
             _context(step, halves, contexts, outcome)
         if outcome[CODE]:
             break
-    _atomic_add(team, _STEP, _OVER)
+    _atomic_store(team, _TICKET, _OVER)

