@@ -180,7 +180,7 @@ class AttentionCompiler:
 
     def _quantize_queries(self, queries: Queries, state: _State) -> None:
         compiler = self._compiler
-        shape = {"outer": queries.outer, "inner": compiler.spec.group}
+        shape: dict[str, Any] = {"outer": queries.outer, "inner": compiler.spec.group}
         if queries.scalar is None:
             largest, inverse = self._largest, self._inverse
             compiler.vector(self._head, queries.source, reduce=Reduce.ABSOLUTE, reduced=largest, **shape)
