@@ -66,8 +66,8 @@ class _State(NamedTuple):
 class AttentionCompiler:
     """Compiles the attention of the queries of a layer.
 
-    The scores of a chunk are computed before the vector unit works on those of the chunk before, with ``buffers`` = 2:
-    so neither the array nor the weight stream waits for softmax, and the other way around.
+    With two ``buffers`` the scores of a chunk are computed before the vector unit works on those of the one before: so
+    neither of array and vector unit waits for the other. With one they are as soon as it is free.
 
     Raises :class:`InputError` if there is no room on chip.
     """
@@ -127,19 +127,18 @@ class AttentionCompiler:
     def compile(self) -> None:
         """Add the commands."""
         items = [(i, chunk) for i in range(len(self._queries)) for chunk in range(self._chunks)]
-        ahead = len(self._buffers) - 1
-        for n in range(-1, len(items)):
-            if n >= 0 and ahead == 0:
-                self._weigh(n, *items[n])
-            if n + 1 < len(items):
+        ahead = len(self._buffers) > 1
+        self._score(0, *items[0])
+        for n, item in enumerate(items):
+            more = n + 1 < len(items)
+            if more and ahead:
                 self._score(n + 1, *items[n + 1])
-            if n < 0:
-                continue
-            if ahead:
-                self._weigh(n, *items[n])
+            self._weigh(n, *item)
+            if more and not ahead:
+                self._score(n + 1, *items[n + 1])
             if n:
                 self._merge(n - 1, *items[n - 1])
-            self._mix(n, *items[n])
+            self._mix(n, *item)
         self._merge(len(items) - 1, *items[-1])
 
     def _width(self, chunk: int) -> int:

@@ -729,7 +729,7 @@ class StepCompiler:
                     for key_head in range(spec.key_heads)
                     for first in range(0, tokens, count)
                 ]
-                for count in (-(-tokens >> halvings) for halvings in range(tokens.bit_length()))
+                for count in (-(-tokens >> halvings) for halvings in range((tokens - 1).bit_length() + 1))
             ],
         )
 
