@@ -1,6 +1,5 @@
 """Command lists of a whole decoder step."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -692,14 +691,19 @@ class StepCompiler:
 
         self.attend(
             layer,
-            [
-                [
-                    part(row, first, min(count, spec.key_heads - first))
-                    for row in range(self.rows)
-                    for first in range(0, spec.key_heads, count)
-                ]
+            (
+                (
+                    buffers,
+                    [
+                        part(row, first, min(count, spec.key_heads - first))
+                        for row in range(self.rows)
+                        for first in range(0, spec.key_heads, count)
+                    ],
+                )
+                # To wait for softmax costs more than to go over the rows in small parts.
+                for buffers in (2, 1)
                 for count in sorted({together, 1}, reverse=True)
-            ],
+            ),
         )
 
     def attend_tokens(self, layer: int, qkv: Rows, mixed: Rows) -> None:
@@ -723,21 +727,27 @@ class StepCompiler:
 
         self.attend(
             layer,
-            [
-                [
-                    part(key_head, first, min(count, tokens - first))
-                    for key_head in range(spec.key_heads)
-                    for first in range(0, tokens, count)
-                ]
+            (
+                (
+                    buffers,
+                    [
+                        part(key_head, first, min(count, tokens - first))
+                        for key_head in range(spec.key_heads)
+                        for first in range(0, tokens, count)
+                    ],
+                )
+                # Here softmax is the limit, and the caches are read again for each part.
                 for count in (-(-tokens >> halvings) for halvings in range((tokens - 1).bit_length() + 1))
-            ],
+                for buffers in (2, 1)
+            ),
         )
 
-    def attend(self, layer: int, ways: Iterable[list[Queries]]) -> None:
-        """Attention of all queries, divided in the first of these ways that there is room for."""
+    def attend(self, layer: int, ways: Iterable[tuple[int, list[Queries]]]) -> None:
+        """Attention of all queries in the first of these ways that there is room for: with so many buffers, and so
+        divided."""
         mark = self.arena.mark()
         error = None
-        for queries, buffers in itertools.product(ways, (2, 1)):
+        for buffers, queries in ways:
             try:
                 attention = AttentionCompiler(self, layer, queries, buffers)
             except InputError as raised:
