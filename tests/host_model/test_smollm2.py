@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import lepton.ai as lai
+from lepton.errors import InputError
 from lepton.evaluate import perplexity
 
 MODEL = "smollm2-135m"
@@ -57,3 +58,13 @@ def test_perplexity(emulator: lai.LeptonModel) -> None:
     with lai.load_model(MODEL, "cpu") as float32:
         exact = perplexity(float32, text, 2048)
     assert perplexity(emulator, text, 2048) <= 1.005 * exact
+
+
+@pytest.mark.slow
+def test_the_whole_context(emulator: lai.LeptonModel) -> None:
+    """A text of 8,182 tokens in 16 chunks, and tokens behind it up to the last place, but not beyond."""
+    ids = emulator.encode("\n".join(topics.values())).input_ids[:, :8182]
+    new = emulator.generate(ids, 10, do_sample=False)
+    assert new.shape == (1, 8192)  # type: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match="must be at most 8192 together, not 8182 and 11"):
+        emulator.generate(ids, 11, do_sample=False)

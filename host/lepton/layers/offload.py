@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from lepton_hw.commands import COMMAND_BYTES
 from lepton_hw.config import MAX_CONTEXT, PAGE_BYTES, HardwareConfig
 
 from ..errors import InputError, LeptonError
@@ -20,7 +21,7 @@ from .encode import EncoderForward
 from .encoder import EncoderEngine
 from .engine import DecoderEngine
 from .forward import DecoderForward
-from .layout import Layout, obstacle
+from .layout import Layout, chunks_of, obstacle
 from .programs import Programs
 from .recognize import Recognized, RecognizedEncoder, recognize, recognize_encoder
 from .reference import ReferenceEncoder, ReferenceEngine
@@ -33,6 +34,9 @@ _SHORT_CONTEXT = 256
 """A context that is not halved any more to fit the memory."""
 
 MAX_SEQUENCES = 16
+
+_COMMANDS_PER_CHUNK = 64
+"""Of a layer, at most: in a batch for a sequence, in a prompt for a key head, with the lists for shorter contexts."""
 
 REPORTED_CONTEXT = 128
 """Tokens at which the attention's work is counted in a report."""
@@ -150,8 +154,9 @@ def _objections(
 def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: int) -> int:
     """Sequences whose caches fit beside the weights, lists and results."""
     layout = Layout(spec, config, slots=1, context=context)
-    left = free - layout.weight_bytes - 64 * PAGE_BYTES * config.array_size
-    return max(0, min(MAX_SEQUENCES, config.array_size, left // layout.cache_bytes))
+    lists = COMMAND_BYTES * _COMMANDS_PER_CHUNK * chunks_of(context) * len(spec.layers)
+    left = free - layout.weight_bytes - 64 * PAGE_BYTES * config.array_size - spec.key_heads * lists
+    return max(0, min(MAX_SEQUENCES, config.array_size, left // (layout.cache_bytes + lists)))
 
 
 def _report(
