@@ -34,6 +34,10 @@ from lepton_rtl.vector_write import REDUCED_ROWS
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
 
 TOLERANCE = 0.01
+ACTIVITY_TOLERANCE = 0.02
+"""Of a list's cycles, for when a unit begins and ends with a command: what it waits for in one place it need not in
+another."""
+
 SLOW = MemoryTiming(read_latency=60, write_latency=30, read_bandwidth=160, write_bandwidth=160, read_outstanding=4)
 
 SHAPES = {
@@ -121,7 +125,8 @@ def test_activities_are_those_of_the_rtl(machine_of: Callable, shape: str, memor
         for command, activity in found[unit].items():
             for name in ("begin", "end"):
                 expected = getattr(estimated[unit][command], name)
-                assert getattr(activity, name) == pytest.approx(expected, abs=TOLERANCE * run.cycles), (activity, name)
+                within = ACTIVITY_TOLERANCE * run.cycles
+                assert getattr(activity, name) == pytest.approx(expected, abs=within), (activity, name)
 
     for index, command in enumerate(commands):
         units = [unit for unit in UNITS if index in found[unit]]
@@ -129,8 +134,10 @@ def test_activities_are_those_of_the_rtl(machine_of: Callable, shape: str, memor
         if isinstance(command, Gemm):
             chain = ["stream", "array", "output", *(["store"] if not command.flags & GemmFlag.ROWS else [])]
             assert units == ["dispatch", *chain]
-            for one, following in pairwise(found[unit][index] for unit in chain):
-                assert one.begin < following.begin
+            stream, array, output, *_ = parts = [found[unit][index] for unit in chain]
+            # The array may be ready before its weights may be read.
+            assert max(stream.begin, array.begin) < output.begin
+            for one, following in pairwise(parts):
                 assert one.end <= following.end
     assert sum(a.end - a.begin for a in found["array"].values()) >= counters.array_busy
 
