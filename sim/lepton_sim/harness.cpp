@@ -132,6 +132,8 @@ class Core {
 #if VM_TRACE_FST
         if (fst_) fst_->close();
 #endif
+        // What the design leaves is looked up in the thread's context, by default that of the core opened last.
+        Verilated::threadContextp(context_.get());
         top_->final();
     }
 

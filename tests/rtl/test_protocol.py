@@ -192,3 +192,9 @@ def test_a_window_of_cycles_is_traced(source: Path, tmp_path: Path, monkeypatch:
 def test_a_header_that_is_missing_is_named() -> None:
     with pytest.raises(ToolchainError, match=r"need the header no\.h, which is not installed; apt-get install lib"):
         check_headers(find_toolchain().compiler, ("cstdint", "no.h"))
+
+
+def test_cores_are_closed_in_any_order(built: Path, core: VerilatedCore) -> None:
+    with VerilatedCore(CONFIG, PAGE_BYTES) as other:
+        run(other, LEGAL_RUN)
+    core.close()
