@@ -66,7 +66,7 @@ def test_devices() -> None:
     data = json.loads(lepton("devices", "--json"))
     assert [row["device"] for row in data["devices"]] == ["cpu", "reference", "emulator", "rtl"]
     assert all(row["available"] is (row["reason"] is None) for row in data["devices"])
-    assert [row["config"] for row in data["configs"]] == ["nano", "sim", "pynq_z2", "zcu104", "u250"]
+    assert [row["config"] for row in data["configs"]] == ["nano", "sim", "sim_wide", "pynq_z2", "zcu104", "u250"]
     text = lepton("devices")
     assert "emulator" in text
     assert "zcu104" in text

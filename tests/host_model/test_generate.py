@@ -188,7 +188,7 @@ def test_chat_template(load: Callable[..., lai.LeptonModel]) -> None:
         ({"device": "gpu"}, r"^device 'gpu': must be one of .*reference, emulator, rtl; see `lepton devices`$"),
         (
             {"config": "huge"},
-            r"^configuration 'huge': must be one of nano, sim, pynq_z2, zcu104, u250; see `lepton devices`$",
+            r"^configuration 'huge': must be one of nano, sim, sim_wide, pynq_z2, zcu104, u250; see `lepton devices`$",
         ),
         ({"host_device": "tpu"}, r"^host_device 'tpu': must be cpu or cuda; the accelerator is chosen by device=$"),
     ],

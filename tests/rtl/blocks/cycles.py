@@ -6,6 +6,7 @@ still before the rising edge; so it makes no difference in which order a simulat
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +18,21 @@ from amaranth.lib import data, wiring
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
 
-from lepton_hw.config import CONFIGS, HardwareConfig
+from lepton_hw.config import HardwareConfig, get_config
 
 CONFIG_VARIABLE = "LEPTON_BENCH_CONFIG"
 
 
+def config_of(name: str) -> HardwareConfig:
+    """A named configuration, or with ``name:W`` the same with a vector unit of that width."""
+    base, _, width = name.partition(":")
+    config = get_config(base)
+    return replace(config, vector_width=int(width)) if width else config
+
+
 def bench_config() -> HardwareConfig:
     """The configuration this bench was built for."""
-    return CONFIGS[os.environ[CONFIG_VARIABLE]]
+    return config_of(os.environ[CONFIG_VARIABLE])
 
 
 class Port:

@@ -22,10 +22,8 @@ import cocotb_sequencer
 import cocotb_vector
 import cocotb_weights
 import pytest
-from cycles import CONFIG_VARIABLE
+from cycles import CONFIG_VARIABLE, config_of
 from runner import run
-
-from lepton_hw.config import get_config
 
 READ = (cocotb_queue, cocotb_memory_read, cocotb_activations, cocotb_weights)
 CONTROL = (cocotb_semaphores, cocotb_sequencer, cocotb_dispatcher, cocotb_register_file)
@@ -41,8 +39,8 @@ RUNS = [
     ("verilator", "sim", (*COLUMN, *RESULTS, *ARRAY)),
     ("verilator", "sim", FLOATS),
     ("verilator", "sim", VECTOR),
-    ("verilator", "sim_wide", (*VECTOR, cocotb_reducer)),
-    ("verilator", "zcu104", VECTOR),
+    ("verilator", "nano:2", VECTOR),
+    ("verilator", "nano:4", (*VECTOR, cocotb_reducer)),
     ("verilator", "pynq_z2", ARRAY),
 ]
 """Simulator, configuration and the benches that share a design: every block at two sizes, on two simulators;
@@ -61,8 +59,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=[f"{simulator}-{config}-{modules[0].__name__.removeprefix('cocotb_')}" for simulator, config, modules in RUNS],
 )
 def test_blocks(simulator: str, config: str, modules: tuple[ModuleType, ...], folder: Path) -> None:
-    components = {
-        name: component for module in modules for name, component in module.blocks(get_config(config)).items()
-    }
+    components = {name: component for module in modules for name, component in module.blocks(config_of(config)).items()}
     names = [module.__name__ for module in modules]
     run(components, names, simulator=simulator, folder=folder, environment={CONFIG_VARIABLE: config})
