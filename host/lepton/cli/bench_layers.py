@@ -289,17 +289,21 @@ def attention(
     trace: TraceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Count the cycles that a long context adds to a decode step of a layer of SmolLM2-135M's shape."""
+    """Count the cycles that a long context adds to a decode step of a layer of SmolLM2-135M's shape.
+
+    They can be fewer than the beats of cache, which fill pauses of the stream as well.
+    """
     setup = _setup(device, config, memory_latency, refresh, trace)
     shape = _Shape(576, 9, 3, 64, 1536)
     short = get_config(config).array_size
     brief, long = (measure_decoder(setup, shape, 1, 1, tokens) for tokens in (short, context))
     cycles, beats = long.cycles - brief.cycles, long.weight_beats - brief.weight_beats
-    result = {"context": context, "cycles": cycles, "cache_beats": beats, "bus_utilization": beats / cycles}
     if json:
-        print_json(result)
+        added = {"context": context, "cycles": cycles, "cache_beats": beats}
+        print_json(added | {"layer_cycles": long.cycles, "layer_bus_utilization": long.bus_utilization})
     else:
         print(f"{context} tokens instead of {short}: {cycles:,} cycles, {beats:,} beats of cache")
+        print(f"the whole layer: {long.cycles:,} cycles, {long.bus_utilization:.1%} of the bus")
 
 
 def _show(results: list[LayerResult], json: bool) -> None:
