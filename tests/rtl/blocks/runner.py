@@ -94,7 +94,9 @@ def run_design(
     root = find_toolchain().verilator_root
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERILATOR_ROOT", str(root))
-        patch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        # Verilator's makefile calls "python", which not every system has.
+        folders = (str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
+        patch.setenv("PATH", os.pathsep.join(folders))
         # The wheel's makefile lacks the setting for precompiled headers.
         settings = {"CFG_CXXFLAGS_PCH_I": "-include"} | dict.fromkeys(
             ("OPT_FAST", "OPT_SLOW", "OPT_GLOBAL"), optimization
