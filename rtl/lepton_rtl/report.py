@@ -31,8 +31,8 @@ def render(resources: Sequence[Resources], timing: Timing | None, tools: Mapping
         lines.append(f"| `{entry.config}` | {entry.part.name} | {' | '.join(cells)} | {_yes(entry.fits)} |")
     lines += [
         "",
-        "`sim` is `pynq_z2` with one multiplier for each product: it is there to be simulated, and the small device's",
-        "DSP blocks are the reason why `pynq_z2` packs two products into one.",
+        "`sim` has one multiplier for each product and room for two row blocks: it is there to be simulated, and the",
+        "small device's DSP blocks are the reason why `pynq_z2` packs two products into one.",
         "",
         "| Configuration | Array multipliers in DSP blocks "
         f"| Memories from 8 Kbit and over {LUT_WORDS} words in block RAM | Build |",
