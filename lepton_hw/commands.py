@@ -137,7 +137,7 @@ class Reduce(IntEnum):
     SUM = 1
     MAXIMUM = 2
     ABSOLUTE = 3
-    """The largest magnitude."""
+    """The absmax."""
 
 
 class LengthFlag(IntFlag):
@@ -229,7 +229,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
     Opcode.LOAD: (
         *HEADER,
         Field("rows", 32, 16, "activation rows"),
-        Field("words", 48, 16, "words of R mantissas in a row"),
+        Field("words", 48, 16, "words of R int8 values in a row"),
         Field("activation", 64, 16, "first word in the activation buffer"),
         Field("row", 80, 16, "first entry of the row scale table"),
         Field("source", 128, 64, "address of the packed rows"),
@@ -237,7 +237,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
     Opcode.GEMM: (
         *HEADER,
         Field("rows", 32, 16, "activation rows, at most accumulator_rows"),
-        Field("words", 48, 16, "words of R mantissas in a row: the reduction length over R"),
+        Field("words", 48, 16, "words of R int8 values in a row: the reduction length over R"),
         Field("activation", 64, 16, "first word in the activation buffer"),
         Field("row", 80, 16, "first entry of the row scale table"),
         Field("blocks", 96, 16, "blocks of R output columns"),
@@ -284,8 +284,8 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         *_SHAPE,
         _CONTEXT,
         *_operand("a", 144, "first word of the rows"),
-        Field("largest", 192, 16, "word with the largest magnitude of the first row; that of row n is n words on"),
-        Field("inverse", 208, 16, "word with the reciprocal of the scale of the first row; likewise"),
+        Field("absmax", 192, 16, "word with the absmax of the first row; that of row n is n words on"),
+        Field("reciprocal_scale", 208, 16, "word with the reciprocal of the scale of the first row; likewise"),
         Field("activation", 224, 16, "first word in the activation buffer"),
         Field("pitch", 240, 16, "words from one activation row to the next"),
         Field("row", 256, 16, "first entry of the row scale table"),
@@ -297,8 +297,8 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         _CONTEXT,
         Field("offset", 112, 16, "tokens of the context behind token i = 0: its position is ``context - offset``"),
         *_operand("a", 144, "first word of the rows"),
-        Field("largest", 192, 16, "word with the largest magnitude of the first row; that of row n is n words on"),
-        Field("inverse", 208, 16, "word with the reciprocal of the scale of the first row; likewise"),
+        Field("absmax", 192, 16, "word with the absmax of the first row; that of row n is n words on"),
+        Field("reciprocal_scale", 208, 16, "word with the reciprocal of the scale of the first row; likewise"),
         Field("cache", 256, 64, "address of the cache of head j = 0"),
         Field("scales", 320, 64, "address of the scales of head j = 0, with VALUE"),
         Field("head_stride", 384, 32, "beats from the cache of one head to that of the next"),
@@ -433,8 +433,8 @@ class Quantize:
     a_start: int
     a_outer: int = 0
     a_inner: int = 0
-    largest: int
-    inverse: int
+    absmax: int
+    reciprocal_scale: int
     activation: int
     pitch: int
     row: int
@@ -456,8 +456,8 @@ class Append:
     a_start: int
     a_outer: int = 0
     a_inner: int = 0
-    largest: int
-    inverse: int
+    absmax: int
+    reciprocal_scale: int
     context: int
     offset: int
     cache: Address

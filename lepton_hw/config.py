@@ -49,7 +49,7 @@ class HardwareConfig:
     """Activation rows one GEMM command may have; a power of two."""
 
     activation_words: int
-    """Depth of the on-chip activation buffer in words of R mantissas; a power of two."""
+    """Depth of the on-chip activation buffer in words of R int8 values; a power of two."""
 
     weight_fifo_beats: int
     """Depth of the weight prefetch FIFO in beats; a power of two."""

@@ -1,7 +1,7 @@
 """How activations, weights and results lie in device memory: always in the order the hardware consumes or
 produces them, so that each is one linear read or write.
 
-R is :attr:`~lepton_hw.config.HardwareConfig.array_size`, a *word* is R mantissas, a *beat* R bytes. Lengths
+R is :attr:`~lepton_hw.config.HardwareConfig.array_size`, a *word* is R int8 values, a *beat* R bytes. Lengths
 are padded with zeros to a multiple of R.
 
 - **Activation rows.** Row after row; a row is groups of one header beat and up to 64 words. Header: bytes 0
@@ -78,13 +78,13 @@ def _pad(x: NDArray, shape: tuple[int, ...]) -> NDArray:
 
 def pack_activations(config: HardwareConfig, rows: QuantizedRows) -> Bytes:
     """The packed form of quantized rows [M, K], flat uint8."""
-    check_reduction(rows.mantissa.shape[1])
+    check_reduction(rows.q.shape[1])
     size = config.array_size
-    count, length = rows.mantissa.shape
+    count, length = rows.q.shape
     words = words_of(config, length)
     groups = -(-words // GROUP_WORDS)
     blocks_per_group = GROUP_WORDS * size // BLOCK
-    mantissa = _pad(rows.mantissa, (count, groups * GROUP_WORDS * size)).view(np.uint8)
+    q = _pad(rows.q, (count, groups * GROUP_WORDS * size)).view(np.uint8)
     shift = _pad(rows.shift, (count, groups * blocks_per_group)).reshape(count, groups, -1, 4)
     packed = np.zeros((count, groups, 1 + GROUP_WORDS, size), np.uint8)
     eighth = (rows.scale * np.float32(0.125)).astype("<f4").view(np.uint8).reshape(count, 1, 4)
@@ -92,7 +92,7 @@ def pack_activations(config: HardwareConfig, rows: QuantizedRows) -> Bytes:
     packed[:, :, 0, 4 : 4 + blocks_per_group // 4] = (shift << np.array([0, 2, 4, 6], np.uint8)).sum(
         axis=3, dtype=np.uint8
     )
-    packed[:, :, 1:] = mantissa.reshape(count, groups, GROUP_WORDS, size)
+    packed[:, :, 1:] = q.reshape(count, groups, GROUP_WORDS, size)
     return packed.reshape(count, -1, size)[:, : row_beats(words)].reshape(-1)
 
 
@@ -108,8 +108,8 @@ def unpack_activations(config: HardwareConfig, data: Bytes, rows: int, length: i
     scale = grouped[:, 0, 0, :4].copy().view("<f4").reshape(rows).astype(np.float32) * np.float32(8)
     packed = grouped[:, :, 0, 4 : 4 + blocks_per_group // 4]
     shift = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)).reshape(rows, -1)
-    mantissa = grouped[:, :, 1:].reshape(rows, -1).view(np.int8)
-    return QuantizedRows(mantissa[:, :length], shift[:, : -(-length // BLOCK)], scale)
+    q = grouped[:, :, 1:].reshape(rows, -1).view(np.int8)
+    return QuantizedRows(q[:, :length], shift[:, : -(-length // BLOCK)], scale)
 
 
 def pack_weights(config: HardwareConfig, weights: I8, scale: F32 | None = None, bias: F32 | None = None) -> Bytes:
@@ -140,9 +140,9 @@ def unpack_weights(
     floats = PARAMETER_BEATS * size
     parameters = [rows[:, i * floats : (i + 1) * floats].copy().view("<f4").reshape(-1) for i in range(scaled + bias)]
     tiles = rows[:, (scaled + bias) * floats :].view(np.int8).reshape(blocks, words * size, size)
-    mantissa = np.ascontiguousarray(tiles.transpose(0, 2, 1).reshape(blocks * size, words * size)[:columns, :length])
+    q = np.ascontiguousarray(tiles.transpose(0, 2, 1).reshape(blocks * size, words * size)[:columns, :length])
     scale = parameters[0][:columns].astype(np.float32) if scaled else np.ones(columns, np.float32)
-    return QuantizedWeights(mantissa, scale), parameters[1][:columns].astype(np.float32) if bias else None
+    return QuantizedWeights(q, scale), parameters[1][:columns].astype(np.float32) if bias else None
 
 
 def pack_output(config: HardwareConfig, values: F32 | I32) -> Bytes:

@@ -19,12 +19,12 @@ I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 
-MANTISSA_MAX = np.float32(127.0)
-SCALE_OF_LARGEST = np.float32(1 / 127)
-"""An activation row's scale is its largest magnitude times this."""
+Q_MAX = np.float32(127.0)
+SCALE_OF_ABSMAX = np.float32(1 / 127)
+"""An activation row's scale is its absmax times this."""
 MAX_SHIFT = 3
 ROW_FLOOR = np.float32(2.0**-100)
-"""A row or weight channel whose largest magnitude is below this is all zeros: its reciprocal would overflow."""
+"""A row or weight channel whose absmax is below this is all zeros: its reciprocal would overflow."""
 
 SCORE_FLOOR = np.finfo(np.float32).min
 """What the largest score of a row is at least: of a chunk of which the row sees nothing it is this."""
@@ -76,9 +76,9 @@ def reduce_rows(operation: Callable[[F32, F32], F32], x: F32) -> F32:
 
 
 class QuantizedRows(NamedTuple):
-    """Block-shifted int8 rows: ``x ~ mantissa * scale / 2**shift``."""
+    """Block-shifted int8 rows: ``x ~ q * scale / 2**shift``."""
 
-    mantissa: I8
+    q: I8
     """[M, K] in -127..127."""
     shift: U8
     """[M, ceil(K / 32)] in 0..3."""
@@ -87,9 +87,9 @@ class QuantizedRows(NamedTuple):
 
 
 class QuantizedWeights(NamedTuple):
-    """int8 weights with one scale per output channel: ``w ~ mantissa * scale``."""
+    """int8 weights with one scale per output channel: ``w ~ q * scale``."""
 
-    mantissa: I8
+    q: I8
     """[N, K] in -127..127."""
     scale: F32
     """[N]"""
@@ -106,10 +106,10 @@ def _finite_matrix(x: F32, subject: str, remedy: str) -> F32:
     return x
 
 
-def row_scales(largest: F32) -> tuple[F32, F32]:
-    """``(largest * (1 / 127), reciprocal of that)``, both zero below :data:`ROW_FLOOR`."""
-    live = largest >= ROW_FLOOR
-    scale = np.where(live, largest, np.float32(1)) * SCALE_OF_LARGEST
+def row_scales(absmax: F32) -> tuple[F32, F32]:
+    """``(absmax * (1 / 127), reciprocal of that)``, both zero below :data:`ROW_FLOOR`."""
+    live = absmax >= ROW_FLOOR
+    scale = np.where(live, absmax, np.float32(1)) * SCALE_OF_ABSMAX
     return np.where(live, scale, np.float32(0)), np.where(live, reciprocal(scale), np.float32(0))
 
 
@@ -117,7 +117,7 @@ def quantize_rows(x: F32) -> QuantizedRows:
     """Quantize activation rows ``x`` [M, K], without calibration.
 
     Per row ``scale = absmax(row) * (1 / 127)``. Per block of 32 the shift is the largest k in 0..3 with
-    ``absmax(block) <= absmax(row) / 2**k``, and the mantissa is ``rint(x * (2**k * reciprocal(scale)))``
+    ``absmax(block) <= absmax(row) / 2**k``, and the int8 value is ``rint(x * (2**k * reciprocal(scale)))``
     clamped to +-127. A last block shorter than 32 is a block of its own.
 
     Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
@@ -128,16 +128,16 @@ def quantize_rows(x: F32) -> QuantizedRows:
     padded = np.zeros((rows, blocks * BLOCK), np.float32)
     padded[:, :length] = x
     blocked = padded.reshape(rows, blocks, BLOCK)
-    block_largest = np.abs(blocked).max(axis=2)  # [M, B]
-    largest = block_largest.max(axis=1)  # [M]
-    scale, inverse = row_scales(largest)
+    block_absmax = np.abs(blocked).max(axis=2)  # [M, B]
+    absmax = block_absmax.max(axis=1)  # [M]
+    scale, reciprocal_scale = row_scales(absmax)
     shift = np.zeros((rows, blocks), np.uint8)
     for k in range(1, MAX_SHIFT + 1):
-        shift += block_largest <= (largest * np.float32(2.0**-k))[:, None]
-    shift[largest < ROW_FLOOR] = 0
-    factor = inverse[:, None] * np.float32(2) ** shift.astype(np.float32)  # [M, B]
-    mantissa = np.clip(np.rint(blocked * factor[:, :, None]), -MANTISSA_MAX, MANTISSA_MAX)
-    return QuantizedRows(mantissa.astype(np.int8).reshape(rows, -1)[:, :length], shift, scale)
+        shift += block_absmax <= (absmax * np.float32(2.0**-k))[:, None]
+    shift[absmax < ROW_FLOOR] = 0
+    factor = reciprocal_scale[:, None] * np.float32(2) ** shift.astype(np.float32)  # [M, B]
+    q = np.clip(np.rint(blocked * factor[:, :, None]), -Q_MAX, Q_MAX)
+    return QuantizedRows(q.astype(np.int8).reshape(rows, -1)[:, :length], shift, scale)
 
 
 def quantize_weights(w: F32) -> QuantizedWeights:
@@ -146,43 +146,43 @@ def quantize_weights(w: F32) -> QuantizedWeights:
     Raises :class:`FormatError` for another dtype or shape, NaN or infinity.
     """
     w = _finite_matrix(w, "weights", "check the model's files")
-    largest = np.abs(w).max(axis=1)
-    live = largest >= ROW_FLOOR
-    safe = np.where(live, largest, np.float32(1))
-    mantissa = np.where(live[:, None], np.rint(w * (MANTISSA_MAX / safe)[:, None]), np.float32(0))
-    mantissa = np.clip(mantissa, -MANTISSA_MAX, MANTISSA_MAX)
-    return QuantizedWeights(mantissa.astype(np.int8), np.where(live, safe / MANTISSA_MAX, np.float32(0)))
+    absmax = np.abs(w).max(axis=1)
+    live = absmax >= ROW_FLOOR
+    safe = np.where(live, absmax, np.float32(1))
+    q = np.where(live[:, None], np.rint(w * (Q_MAX / safe)[:, None]), np.float32(0))
+    q = np.clip(q, -Q_MAX, Q_MAX)
+    return QuantizedWeights(q.astype(np.int8), np.where(live, safe / Q_MAX, np.float32(0)))
 
 
 def quantize_tokens(x: F32) -> QuantizedWeights:
     """Quantize keys or values ``x`` [..., D] for the cache: int8 with one scale per row, no block shift.
 
-    ``scale = absmax(row) * (1 / 127)``, mantissa ``rint(x * reciprocal(scale))`` clamped to +-127.
+    ``scale = absmax(row) * (1 / 127)``, int8 value ``rint(x * reciprocal(scale))`` clamped to +-127.
     """
-    scale, inverse = row_scales(np.abs(x).max(axis=-1))
-    mantissa = np.clip(np.rint(x * inverse[..., None]), -MANTISSA_MAX, MANTISSA_MAX)
-    return QuantizedWeights(mantissa.astype(np.int8), scale)
+    scale, reciprocal_scale = row_scales(np.abs(x).max(axis=-1))
+    q = np.clip(np.rint(x * reciprocal_scale[..., None]), -Q_MAX, Q_MAX)
+    return QuantizedWeights(q.astype(np.int8), scale)
 
 
 def dequantize_rows(rows: QuantizedRows) -> F32:
     """The float32 values that quantized rows stand for, [M, K]."""
-    shift = np.repeat(rows.shift, BLOCK, axis=1)[:, : rows.mantissa.shape[1]]
-    return rows.mantissa * rows.scale[:, None] * np.float32(2.0) ** -shift.astype(np.float32)
+    shift = np.repeat(rows.shift, BLOCK, axis=1)[:, : rows.q.shape[1]]
+    return rows.q * rows.scale[:, None] * np.float32(2.0) ** -shift.astype(np.float32)
 
 
-def accumulate(mantissa: I8, shift: U8, weights: I8) -> I32:
+def accumulate(q: I8, shift: U8, weights: I8) -> I32:
     """The int32 accumulators ``sum over blocks of dot_block << (3 - shift)``, [M, N].
 
-    ``mantissa`` [M, K], ``shift`` [M, ceil(K / 32)], ``weights`` [N, K]. Exact for K up to 16,384.
+    ``q`` [M, K], ``shift`` [M, ceil(K / 32)], ``weights`` [N, K]. Exact for K up to 16,384.
     """
-    length = mantissa.shape[1]
+    length = q.shape[1]
     if length > MAX_REDUCTION:
         raise FormatError(
             f"reduction: length must be at most {MAX_REDUCTION}, not {length}; keep the layer on the host"
         )
     weight = np.repeat(np.left_shift(1, MAX_SHIFT - shift.astype(np.int64)), BLOCK, axis=1)[:, :length]
     # Below 2**53 float64 holds every partial sum exactly, and its product is much faster than an integer one.
-    exact = (mantissa * weight).astype(np.float64) @ weights.astype(np.float64).T
+    exact = (q * weight).astype(np.float64) @ weights.astype(np.float64).T
     return exact.astype(np.int64).astype(np.int32)
 
 
@@ -199,4 +199,4 @@ def scale_output(accumulators: I32, row_scale: F32, column_scale: F32, bias: F32
 def linear(x: F32, weights: QuantizedWeights, bias: F32 | None = None) -> F32:
     """What the accelerator computes for a Linear layer: quantize ``x`` [M, K], multiply, scale. [M, N]."""
     rows = quantize_rows(x)
-    return scale_output(accumulate(rows.mantissa, rows.shift, weights.mantissa), rows.scale, weights.scale, bias)
+    return scale_output(accumulate(rows.q, rows.shift, weights.q), rows.scale, weights.scale, bias)

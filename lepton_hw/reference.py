@@ -129,13 +129,13 @@ _NOTES = {
 - `flags` is 0 or `LENGTH`; `words` is a multiple of 4.
 {_ROWS_NOTE}
 {_CONTEXT_NOTE}
-- `largest` and `inverse` are as VECTOR reduces and `RECIPROCAL` computes them: the largest magnitude of a row, and the
-  reciprocal of `largest * (1 / 127)`.""",
+- `absmax` and `reciprocal_scale` are as VECTOR reduces and `RECIPROCAL` computes them: the absmax of a row, and the
+  reciprocal of `absmax * (1 / 127)`.""",
     Opcode.APPEND: f"""\
 - `flags` is `KEY` or `VALUE`; `words` is a multiple of 4; `cache` and `scales` are beat-aligned.
 {_ROWS_NOTE}
 - `context` is below 64; `offset` is at most the tokens of its register.
-- `largest` and `inverse` are as for QUANTIZE.""",
+- `absmax` and `reciprocal_scale` are as for QUANTIZE.""",
     Opcode.STORE: f"""\
 - `flags` is zero; `output` is beat-aligned.
 {_ROWS_NOTE}""",

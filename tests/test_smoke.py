@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lepton.ai as lai
-from lepton.executors import open_executor
+from lepton.runtime.executor import open_executor
 from lepton_hw.numerics import linear, quantize_weights
 
 ALWAYS = lai.CostModel(host_bytes_per_second=1)

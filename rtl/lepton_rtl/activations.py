@@ -142,7 +142,7 @@ class LoadUnit(wiring.Component):
         block = np.arange(words)[:, None] * size // BLOCK + np.arange(config.blocks_per_word)
         scales = packed.reshape(rows, row_beats(words), size)[:, 0, :4].copy().view("<u4")
         return (
-            unpacked.mantissa.reshape(-1, size),
+            unpacked.q.reshape(-1, size),
             unpacked.shift[:, block].reshape(-1, config.blocks_per_word),
             scales.reshape(-1).astype(np.uint32),
         )
@@ -267,7 +267,7 @@ class LoadUnit(wiring.Component):
                 m.next = "IDLE"
         m.d.sync += [
             self.write_address.eq(address),
-            self.write_word.mantissa.eq(self.beat),
+            self.write_word.q.eq(self.beat),
             self.write_word.shift.eq(shifts),
             self.scale_write_row.eq(row),
             self.scale_write_data.eq(self.beat[:32]),

@@ -16,10 +16,10 @@ ISSUE_LAYOUT = data.StructLayout({"valid": 1, "first_row": 1, "first_tile": 1, "
 
 
 def word_layout(config: HardwareConfig) -> data.StructLayout:
-    """A word of the activation buffer: R mantissas and the shifts of the blocks they belong to."""
+    """A word of the activation buffer: R int8 values and the shifts of the blocks they belong to."""
     return data.StructLayout(
         {
-            "mantissa": data.ArrayLayout(signed(8), config.array_size),
+            "q": data.ArrayLayout(signed(8), config.array_size),
             "shift": data.ArrayLayout(unsigned(2), config.blocks_per_word),
         }
     )
@@ -96,8 +96,7 @@ class SystolicArray(wiring.Component):
         word = Signal.like(self.word, reset_less=True)
         m.d.sync += word.eq(self.word)
         skewed = [
-            [delay(m, word.mantissa[s * rows + r], r, f"activation_{s}_{r}") for r in range(rows)]
-            for s in range(segments)
+            [delay(m, word.q[s * rows + r], r, f"activation_{s}_{r}") for r in range(rows)] for s in range(segments)
         ]
         swap = Signal(rows)
         m.d.sync += swap.eq(Cat(self.issue.valid & self.issue.first_row, swap[:-1]))

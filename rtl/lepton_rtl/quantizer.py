@@ -9,10 +9,10 @@ from lepton_hw.config import BLOCK, HardwareConfig
 from lepton_hw.numerics import (
     F32,
     I8,
-    MANTISSA_MAX,
     MAX_SHIFT,
+    Q_MAX,
     ROW_FLOOR,
-    SCALE_OF_LARGEST,
+    SCALE_OF_ABSMAX,
     U8,
     float_multiply,
     flush,
@@ -23,13 +23,13 @@ from .lane import VectorLane
 from .queue import Queue
 
 _FLOOR_EXPONENT = int(ROW_FLOOR.view(np.uint32)) >> 23
-_CLAMPED = int(MANTISSA_MAX)
+_CLAMPED = int(Q_MAX)
 _ONE_EXPONENT = 127
-_MANTISSA_BITS = 7
+_Q_BITS = 7
 
 
 class Rounder(wiring.Component):
-    """``rint(x * 2**shift)`` clamped to int8 mantissas.
+    """``rint(x * 2**shift)`` clamped to int8 values.
 
     Latency: :attr:`latency` cycles. One operation a cycle, never stalled.
 
@@ -52,26 +52,26 @@ class Rounder(wiring.Component):
         """What the unit computes."""
         with np.errstate(over="ignore"):
             scaled = flush(x) * np.float32(2) ** np.asarray(shift, np.float32)
-        number = np.where(np.isnan(scaled), np.copysign(MANTISSA_MAX, x), scaled)
-        rounded = np.clip(np.rint(number), -MANTISSA_MAX, MANTISSA_MAX)
+        number = np.where(np.isnan(scaled), np.copysign(Q_MAX, x), scaled)
+        rounded = np.clip(np.rint(number), -Q_MAX, Q_MAX)
         return np.where(live, rounded, 0).astype(np.int8)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         # Places by which the significand is shifted right to have its integer bits in the topmost seven.
-        places = _ONE_EXPONENT + _MANTISSA_BITS - 1 - self.shift - self.x[23:31]
+        places = _ONE_EXPONENT + _Q_BITS - 1 - self.shift - self.x[23:31]
         distance = delay(m, places.as_signed(), 1, "distance")
         significand = delay(m, Cat(self.x[:23], Const(1, 1)), 1, "significand")
         live = delay(m, self.live, 1, "live")
         sign = delay(m, self.x[31], self.latency - 1, "sign")
 
-        zero = delay(m, (distance > _MANTISSA_BITS) | ~live, 2, "zero")
+        zero = delay(m, (distance > _Q_BITS) | ~live, 2, "zero")
         large = delay(m, distance < 0, 2, "large")
 
         def align(value: Value, sticky: Value, amount: Value, step: int) -> tuple[Value, Value]:
             return Mux(amount, value[step:], value), sticky | (amount & value[:step].any())
 
-        half_bit = len(significand) - _MANTISSA_BITS - 1
+        half_bit = len(significand) - _Q_BITS - 1
         value, sticky = align(significand[half_bit:], significand[:half_bit].any(), distance[2], 4)
         value, sticky = delay(m, value, 1, "value_0"), delay(m, sticky, 1, "sticky_0")
         rest = delay(m, distance[:2], 1, "rest")
@@ -82,7 +82,7 @@ class Rounder(wiring.Component):
         rounded = value[1:] + (value[0] & (value[1] | sticky))
         magnitude = delay(m, Mux(zero, 0, Mux(large, _CLAMPED, rounded)), 1, "magnitude")
 
-        clamped = Mux(magnitude[_MANTISSA_BITS], _CLAMPED, magnitude[:_MANTISSA_BITS])
+        clamped = Mux(magnitude[_Q_BITS], _CLAMPED, magnitude[:_Q_BITS])
         m.d.sync += self.y.eq(Mux(sign, -clamped, clamped))
         return m
 
@@ -90,7 +90,7 @@ class Rounder(wiring.Component):
 class Quantizer(wiring.Component):
     """Quantizes rows that go through the vector lanes.
 
-    The lanes multiply a row's largest magnitude with :data:`SCALE_OF_LARGEST`, and then its words with the reciprocal
+    The lanes multiply a row's absmax with :data:`SCALE_OF_ABSMAX`, and then its words with the reciprocal
     of the scale. What goes into them is shown to this unit, which finds the shifts of the blocks, and so is what comes
     out of them :attr:`VectorLane.latency` cycles later. A product waits until the shift of its block is known.
 
@@ -100,12 +100,12 @@ class Quantizer(wiring.Component):
     Members
     -------
     shifted : In(1); blocks have a shift, else it is zero; constant while anything is inside
-    x : In(V x 32); elements of a row, all of whose magnitudes are at most the row's largest
+    x : In(V x 32); elements of a row, all of whose magnitudes are at most the row's absmax
     x_valid : In(1)
-    x_largest : In(1); the first element of ``x`` is the largest magnitude of the row that follows
+    x_absmax : In(1); the first element of ``x`` is the absmax of the row that follows
     row_end, outer_end : In(1); with the last word of a row, and the last one of the last row of an outer row
     product : In(V x 32); what the lanes have made of them
-    y : Out(V x signed(8)), shift : Out(2), y_valid : Out(1); their mantissas, and their block's shift
+    y : Out(V x signed(8)), shift : Out(2), y_valid : Out(1); their int8 values, and their block's shift
     y_row_end, y_outer_end : Out(1); with ``y_valid``
     scale : Out(32), scale_valid : Out(1); before the row's first word; zero for rows that are all zeros
     """
@@ -119,7 +119,7 @@ class Quantizer(wiring.Component):
                 "shifted": In(1),
                 "x": In(data.ArrayLayout(32, self._lanes)),
                 "x_valid": In(1),
-                "x_largest": In(1),
+                "x_absmax": In(1),
                 "row_end": In(1),
                 "outer_end": In(1),
                 "product": In(data.ArrayLayout(32, self._lanes)),
@@ -134,23 +134,23 @@ class Quantizer(wiring.Component):
         )
 
     @staticmethod
-    def model(x: F32, largest: F32, inverse: F32, *, shifted: bool) -> tuple[I8, U8, F32]:
+    def model(x: F32, absmax: F32, reciprocal_scale: F32, *, shifted: bool) -> tuple[I8, U8, F32]:
         """Mantissas [M, K], shifts [M, ceil(K / 32)] and scales [M] of rows [M, K]; the largest may be NaN."""
-        live = largest >= ROW_FLOOR
-        scale = np.where(live | np.isnan(largest), float_multiply(largest, SCALE_OF_LARGEST), np.float32(0))
+        live = absmax >= ROW_FLOOR
+        scale = np.where(live | np.isnan(absmax), float_multiply(absmax, SCALE_OF_ABSMAX), np.float32(0))
         blocks = -(-x.shape[1] // BLOCK)
         padded = np.zeros((len(x), blocks * BLOCK), np.float32)
         padded[:, : x.shape[1]] = np.abs(x)
-        block_largest = padded.reshape(len(x), blocks, BLOCK).max(axis=2)
+        block_absmax = padded.reshape(len(x), blocks, BLOCK).max(axis=2)
         shift = np.zeros((len(x), blocks), np.uint8)
         for k in range(1, MAX_SHIFT + 1):
-            shift += block_largest <= (largest * np.float32(2.0**-k))[:, None]
+            shift += block_absmax <= (absmax * np.float32(2.0**-k))[:, None]
         shift[~live] = 0
         if not shifted:
             shift[:] = 0
-        product = float_multiply(x, inverse[:, None])
-        mantissa = Rounder.model(product, np.repeat(shift, BLOCK, axis=1)[:, : x.shape[1]], live[:, None])
-        return mantissa, shift, scale
+        product = float_multiply(x, reciprocal_scale[:, None])
+        q = Rounder.model(product, np.repeat(shift, BLOCK, axis=1)[:, : x.shape[1]], live[:, None])
+        return q, shift, scale
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -160,7 +160,7 @@ class Quantizer(wiring.Component):
         with m.If(self.x_valid):
             m.d.sync += in_block.eq(Mux(block_end, 0, in_block + 1))
 
-        # Shifts of the blocks: the largest magnitude of a word, of its block, and what of the row's largest holds it.
+        # Shifts of the blocks: the absmax of a word, of its block, and what of the row's absmax holds it.
         m.submodules.shifts = shifts = Queue(unsigned(2), depth=VectorLane.latency // block_words + 8)
         magnitudes = [self.x[lane][:31] for lane in range(self._lanes)]
         levels = 0
@@ -170,24 +170,24 @@ class Quantizer(wiring.Component):
                 for i, (a, b) in enumerate(zip(magnitudes[::2], magnitudes[1::2], strict=True))
             ]
             levels += 1
-        (word_largest,) = magnitudes
+        (word_absmax,) = magnitudes
         word_valid = delay(m, self.x_valid, levels, "word_valid", reset_less=False)
         word_first = delay(m, in_block == 0, levels, "word_first")
         word_end = delay(m, block_end, levels, "word_end")
-        block_largest = Signal(31, reset_less=True)
-        with m.If(word_valid & (word_first | (word_largest > block_largest))):
-            m.d.sync += block_largest.eq(word_largest)
+        block_absmax = Signal(31, reset_less=True)
+        with m.If(word_valid & (word_first | (word_absmax > block_absmax))):
+            m.d.sync += block_absmax.eq(word_absmax)
         complete = delay(m, word_valid & word_end, 1, "complete", reset_less=False)
-        # A row's largest magnitude takes the way of the words, not to be early.
-        row_largest = delay(m, self.x[0][:31], levels, "row_largest")
-        row_starts = delay(m, self.x_largest, levels, "row_starts", reset_less=False)
+        # A row's absmax takes the way of the words, not to be early.
+        row_absmax = delay(m, self.x[0][:31], levels, "row_absmax")
+        row_starts = delay(m, self.x_absmax, levels, "row_starts", reset_less=False)
         thresholds = [Signal(31, name=f"threshold_{k}", reset_less=True) for k in range(1, MAX_SHIFT + 1)]
         with m.If(row_starts):
             # Infinity stays what it is.
-            largest = Value.cast(row_largest)
+            absmax = Value.cast(row_absmax)
             for k, threshold in enumerate(thresholds, 1):
-                m.d.sync += threshold.eq(Mux(largest[23:].all(), largest, largest - (k << 23)))
-        below = [delay(m, block_largest <= threshold, 1, "below") for threshold in thresholds]
+                m.d.sync += threshold.eq(Mux(absmax[23:].all(), absmax, absmax - (k << 23)))
+        below = [delay(m, block_absmax <= threshold, 1, "below") for threshold in thresholds]
         shift = Mux(below[2], 3, Mux(below[1], 2, below[0]))
         m.d.comb += [
             shifts.i.valid.eq(delay(m, complete & self.shifted, 1, "shift_valid", reset_less=False)),
@@ -197,21 +197,21 @@ class Quantizer(wiring.Component):
         # Negative numbers and NaN are not at least the floor.
         live = Signal(reset_less=True)
         exponent = self.x[0][23:31]
-        with m.If(self.x_largest):
+        with m.If(self.x_absmax):
             m.d.sync += live.eq(
                 ~self.x[0][31] & (exponent >= _FLOOR_EXPONENT) & ~(exponent.all() & self.x[0][:23].any())
             )
 
         # Products wait for the shift of their block. As many go on in a cycle as come, so no more of them wait than two
-        # blocks have, with the largest magnitudes between them.
-        flags = {"largest": 1, "live": 1, "block_end": 1, "row_end": 1, "outer_end": 1}
+        # blocks have, with the absmax between them.
+        flags = {"absmax": 1, "live": 1, "block_end": 1, "row_end": 1, "outer_end": 1}
         entry_layout = data.StructLayout({**flags, "product": data.ArrayLayout(32, self._lanes)})
         m.submodules.products = products = Queue(entry_layout, depth=2 * block_words + 8)
         entry, popped = products.i.payload, products.o.payload
-        arrived = delay(m, self.x_valid | self.x_largest, VectorLane.latency, "arrived", reset_less=False)
+        arrived = delay(m, self.x_valid | self.x_absmax, VectorLane.latency, "arrived", reset_less=False)
         m.d.comb += [
             products.i.valid.eq(arrived),
-            entry.largest.eq(delay(m, self.x_largest, VectorLane.latency, "is_largest")),
+            entry.absmax.eq(delay(m, self.x_absmax, VectorLane.latency, "is_absmax")),
             entry.live.eq(delay(m, live, VectorLane.latency - 1, "is_live")),
             entry.block_end.eq(delay(m, block_end, VectorLane.latency, "is_block_end")),
             entry.row_end.eq(delay(m, self.row_end, VectorLane.latency, "is_row_end")),
@@ -221,9 +221,9 @@ class Quantizer(wiring.Component):
         pop = Signal()
         chosen = Signal(2)
         m.d.comb += [
-            pop.eq(products.o.valid & (popped.largest | ~self.shifted | shifts.o.valid)),
+            pop.eq(products.o.valid & (popped.absmax | ~self.shifted | shifts.o.valid)),
             products.o.ready.eq(pop),
-            shifts.o.ready.eq(pop & ~popped.largest & popped.block_end),
+            shifts.o.ready.eq(pop & ~popped.absmax & popped.block_end),
             chosen.eq(Mux(self.shifted & popped.live, shifts.o.payload, 0)),
         ]
 
@@ -240,10 +240,10 @@ class Quantizer(wiring.Component):
         scale = delay(m, Mux(popped.live | lost, popped.product[0], 0), Rounder.latency, "scale")
         m.d.comb += [
             self.shift.eq(delay(m, chosen, Rounder.latency, "shift")),
-            self.y_valid.eq(delay(m, pop & ~popped.largest, Rounder.latency, "y_valid", reset_less=False)),
+            self.y_valid.eq(delay(m, pop & ~popped.absmax, Rounder.latency, "y_valid", reset_less=False)),
             self.y_row_end.eq(delay(m, popped.row_end, Rounder.latency, "y_row_end")),
             self.y_outer_end.eq(delay(m, popped.outer_end, Rounder.latency, "y_outer_end")),
             self.scale.eq(scale),
-            self.scale_valid.eq(delay(m, pop & popped.largest, Rounder.latency, "scale_valid", reset_less=False)),
+            self.scale_valid.eq(delay(m, pop & popped.absmax, Rounder.latency, "scale_valid", reset_less=False)),
         ]
         return m

@@ -26,7 +26,7 @@ from lepton_hw.commands import (
 from lepton_hw.config import BLOCK, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS, key_block_beats, value_beat
-from lepton_hw.numerics import F32, SCALE_OF_LARGEST
+from lepton_hw.numerics import F32, SCALE_OF_ABSMAX
 
 from .delay import delay
 from .jobs import ACTIVITY_LAYOUT, COUNT_BITS, ERROR_LAYOUT, SIGNAL_LAYOUT, store_layout, strobed_layout, vector_layout
@@ -52,7 +52,7 @@ class VectorResults(NamedTuple):
     vectors: F32
     """The vector memory [words, L]."""
     activations: list[tuple[int, list[int], list[int]]]
-    """Writes of the activation buffer in order: address, mantissas, shifts."""
+    """Writes of the activation buffer in order: address, int8 values, shifts."""
     scales: list[tuple[int, int]]
     """Writes of the row scale table in order: row, pattern."""
     memory: dict[int, int]
@@ -109,20 +109,20 @@ class _Model:
         """Mantissas, shifts and scale of a row."""
         command = self._command
         row = i * command.inner + j
-        mantissa, shift, scale = Quantizer.model(
+        q, shift, scale = Quantizer.model(
             self.vectors[self.rows("a", i, j)].reshape(1, -1),
-            self.vectors[command.largest + row, :1],
-            self.vectors[command.inverse + row, :1],
+            self.vectors[command.absmax + row, :1],
+            self.vectors[command.reciprocal_scale + row, :1],
             shifted=command.opcode == Opcode.QUANTIZE,
         )
-        return mantissa[0], shift[0], scale
+        return q[0], shift[0], scale
 
     def quantize(self, i: int, j: int, results: VectorResults) -> None:
         """A row of QUANTIZE."""
         command, config = self._command, self._config
         row = i * command.inner + j
-        mantissa, shift, scale = self.quantized(i, j)
-        for word, values in enumerate(mantissa.reshape(-1, config.array_size)):
+        q, shift, scale = self.quantized(i, j)
+        for word, values in enumerate(q.reshape(-1, config.array_size)):
             first = word * config.array_size // BLOCK
             shifts = shift[first : first + config.blocks_per_word].tolist()
             results.activations.append((command.activation + row * command.pitch + word, values.tolist(), shifts))
@@ -132,18 +132,18 @@ class _Model:
         """A row of APPEND."""
         command, config = self._command, self._config
         size = config.beat_bytes
-        mantissa, _, scale = self.quantized(i, j)
+        q, _, scale = self.quantized(i, j)
         position = self._tokens - command.offset + i
-        dimension = np.arange(mantissa.size)
+        dimension = np.arange(q.size)
         begin = first + j * command.head_stride * size
         if command.flags == AppendFlag.VALUE:
             scale_at = second + j * command.scale_stride * size + 4 * position
             at = (value_beat(position) + dimension // size * command.stride) * size + dimension % size
         else:
-            block = position // size * key_block_beats(mantissa.size) * size
+            block = position // size * key_block_beats(q.size) * size
             scale_at = begin + block + 4 * (position % size)
             at = block + (PARAMETER_BEATS + dimension) * size + position % size
-        values = mantissa.view(np.uint8).tolist()
+        values = q.view(np.uint8).tolist()
         space = 1 << config.address_bits
         results.memory.update(zip(((begin + at) % space).tolist(), values, strict=True))
         results.memory.update(enumerate(scale.view(np.uint8).tolist(), scale_at % space))
@@ -340,14 +340,14 @@ class VectorUnit(wiring.Component):
         with m.If(operands.outside | write_back.outside | activations.outside):
             m.d.sync += [failed.eq(1), self.error.code.eq(ErrorCode.RANGE), self.error.index.eq(job.index)]
 
-        # What is read when. To quantize, slots B and C are the row's largest magnitude and its scale's reciprocal.
+        # What is read when. To quantize, slots B and C are the row's absmax and its scale's reciprocal.
         reads, steps = Signal(SLOTS, reset_less=True), Signal(SLOTS, reset_less=True)
         b_read = ~_flag(flags, VectorFlag.B_VALUE) & ~_flag(flags, VectorFlag.SQUARE)
         c_read = ~_flag(flags, VectorFlag.C_VALUE)
         # Of APPEND it is a place in the cache, of VECTOR the limit of its first row: not less than a chunk's beginning.
         position = delay(m, (job.tokens - vector("offset"))[: len(job.tokens)].as_signed(), 1, "position")
         constants = {
-            "b_value": Mux(kind.vector, vector("b_value"), int(SCALE_OF_LARGEST.view(np.uint32))),
+            "b_value": Mux(kind.vector, vector("b_value"), int(SCALE_OF_ABSMAX.view(np.uint32))),
             "c_value": Mux(kind.vector, vector("c_value"), NEGATIVE_ZERO),
             "combine": Mux(kind.vector, vector("combine"), Combine.ADD)[:2],
             "function": Mux(kind.vector, vector("function"), Function.IDENTITY)[:2],
@@ -401,7 +401,7 @@ class VectorUnit(wiring.Component):
             self.read_all.eq(operands.read_all),
             operands.read_data.eq(self.read_data),
         ]
-        for slot, name, other in ((A, "a", None), (B, "b", "largest"), (C, "c", "inverse")):
+        for slot, name, other in ((A, "a", None), (B, "b", "absmax"), (C, "c", "reciprocal_scale")):
             start = vector(f"{name}_start")
             m.d.comb += [
                 operands.operands[slot].start.eq(Mux(quantizes, quantize(other), start) if other else start),
@@ -410,7 +410,7 @@ class VectorUnit(wiring.Component):
             ]
 
         # What may go on. Everything is counted when it is issued; what follows is never held.
-        is_largest = quantizes & sequencer.issue & sequencer.slot[B]
+        is_absmax = quantizes & sequencer.issue & sequencer.slot[B]
         number = Signal(range(config.array_size // config.vector_lanes))
         group = sequencer.word & (number == 0)
         with m.If(sequencer.word):
@@ -428,7 +428,7 @@ class VectorUnit(wiring.Component):
         pace = Signal(range(max(PARAMETER_BEATS, config.lanes)))
         with m.If(pace.any()):
             m.d.sync += pace.eq(pace - 1)
-        with m.If(is_largest):
+        with m.If(is_absmax):
             with m.If(kind.key):
                 m.d.sync += [cost.eq(PARAMETER_BEATS), pace.eq(PARAMETER_BEATS - 1)]
             with m.If(kind.value):
@@ -439,7 +439,7 @@ class VectorUnit(wiring.Component):
             with m.If(kind.store | (kind.value & group)):
                 m.d.sync += cost.eq(1)
         # Known a cycle ahead, as the decision has a long way to go.
-        paced = kind.key & (sequencer.word | is_largest)
+        paced = kind.key & (sequencer.word | is_absmax)
         holed = kind.vector & sequencer.issue & self.pause
         m.d.sync += may_issue.eq(
             has_room & (activations.room | ~kind.quantize) & ~paced & ~(pace > 1) & ~holed & ~failed
@@ -447,13 +447,13 @@ class VectorUnit(wiring.Component):
         m.d.comb += may_start.eq(write_back.room & transfers.ready)
 
         # Through the lanes, and beside them.
-        item_layout = data.StructLayout({"word": 1, "row_end": 1, "last_inner": 1, "largest": 1})
+        item_layout = data.StructLayout({"word": 1, "row_end": 1, "last_inner": 1, "absmax": 1})
         issued = Signal(item_layout)
         m.d.comb += [
             issued.word.eq(sequencer.word),
             issued.row_end.eq(sequencer.row_end),
             issued.last_inner.eq(sequencer.last_inner),
-            issued.largest.eq(is_largest),
+            issued.absmax.eq(is_absmax),
         ]
         entered = delay(m, issued, OperandFetch.latency, "entered", reset_less=False)
         left_early = delay(m, entered, VectorLane.latency - WriteBack.early, "left_early", reset_less=False)
@@ -495,7 +495,7 @@ class VectorUnit(wiring.Component):
             quantizer.shifted.eq(kind.quantize),
             quantizer.x.eq(operands.a),
             quantizer.x_valid.eq(entered.word & quantizes),
-            quantizer.x_largest.eq(entered.largest),
+            quantizer.x_absmax.eq(entered.absmax),
             quantizer.row_end.eq(entered.row_end),
             quantizer.outer_end.eq(entered.row_end & entered.last_inner),
             activations.load.eq(load),
@@ -538,7 +538,7 @@ class VectorUnit(wiring.Component):
             beats.outer_end.eq(quantizer.y_outer_end),
             beats.scale.eq(quantizer.scale),
             beats.scale_valid.eq(quantizer.scale_valid),
-            beats.dimensions.eq(activations.gathered.mantissa),
+            beats.dimensions.eq(activations.gathered.q),
             beats.dimensions_valid.eq(activations.gathered_valid & kind.value),
             beats.stored.eq(operands.a[0]),
             beats.stored_valid.eq(entered.word & kind.store),

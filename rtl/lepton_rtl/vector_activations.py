@@ -36,7 +36,7 @@ def activation_write_layout(config: HardwareConfig) -> data.StructLayout:
 
 
 class ActivationWriter(wiring.Component):
-    """Gathers R mantissas to a word of the activation buffer, and queues these with their addresses.
+    """Gathers R int8 values to a word of the activation buffer, and queues these with their addresses.
 
     Members
     -------
@@ -44,7 +44,7 @@ class ActivationWriter(wiring.Component):
     writes : In(1); QUANTIZE: queue the words; this and the following constant
     activation, pitch, row : In(16); first word, words from one row to the next, first entry of the row scale table
     take : In(1); a word begins, only with ``room`` or soon after
-    y : In(V x 8), shift : In(2), y_valid, row_end : In(1); mantissas, and whether they are the last ones of their row
+    y : In(V x 8), shift : In(2), y_valid, row_end : In(1); int8 values, and whether they are the last ones of their row
     scale : In(32), scale_valid : In(1); before the row
     gathered : Out(word_layout), gathered_valid : Out(1); one cycle after the last of its mantissas
     activations : Out(stream of activation_write_layout)
@@ -78,10 +78,10 @@ class ActivationWriter(wiring.Component):
         lanes = config.vector_lanes
         parts = config.array_size // lanes
         width = 8 * lanes
-        mantissa = self.gathered.mantissa.as_value()
+        q = self.gathered.q.as_value()
         number = Signal(range(parts))
         with m.If(self.y_valid):
-            m.d.sync += [number.eq(number + 1), mantissa.eq(Cat(mantissa[width:], self.y))]
+            m.d.sync += [number.eq(number + 1), q.eq(Cat(q[width:], self.y))]
             for part in range(parts):
                 with m.If(number == part):
                     m.d.sync += self.gathered.shift[part * lanes // BLOCK].eq(self.shift)

@@ -18,7 +18,7 @@ OPERAND_LAYOUT = data.StructLayout({"start": COUNT_BITS, "outer": COUNT_BITS, "i
 class OperandFetch(wiring.Component):
     """Reads the operands of slots and keeps the words that the lanes want, ``vector_width`` at a time.
 
-    To quantize, slot B is the row's largest magnitude and slot C the reciprocal of its scale, one word for each row;
+    To quantize, slot B is the row's absmax and slot C the reciprocal of its scale, one word for each row;
     the first goes to ``a``, with ``b_value`` beside it, the second to ``b``.
 
     Latency: :attr:`latency` cycles from a slot to its word in a, b or c. Throughput: a slot a cycle.

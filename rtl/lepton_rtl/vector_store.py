@@ -174,9 +174,9 @@ class BeatMaker(wiring.Component):
     -------
     load : In(1), position : In(16); begin a job: position of token i = 0
     key, value : In(1); as for TransferMaker
-    y : In(L x 8), y_valid, outer_end : In(1); mantissas, and whether they are a token's last
+    y : In(L x 8), y_valid, outer_end : In(1); int8 values, and whether they are a token's last
     scale : In(32), scale_valid : In(1); before the row's mantissas
-    dimensions : In(8 * R), dimensions_valid : In(1); R mantissas of a value
+    dimensions : In(8 * R), dimensions_valid : In(1); R int8 values of a value
     stored : In(8 * R), stored_valid : In(1); a word to store
     beat : Out(strobed_layout), beat_valid : Out(1)
     """
@@ -228,13 +228,13 @@ class BeatMaker(wiring.Component):
                 sending_scale.eq(1),
             ]
         mantissas = Signal(8 * lanes, reset_less=True)
-        mantissas_left = Signal(lanes)
-        m.d.sync += [mantissas.eq(mantissas >> 8), mantissas_left.eq(mantissas_left >> 1)]
+        q_left = Signal(lanes)
+        m.d.sync += [mantissas.eq(mantissas >> 8), q_left.eq(q_left >> 1)]
         with m.If(self.y_valid & self.key):
-            m.d.sync += [mantissas.eq(self.y), mantissas_left.eq(~0)]
+            m.d.sync += [mantissas.eq(self.y), q_left.eq(~0)]
 
         m.d.sync += [
-            self.beat_valid.eq(sending_scale | mantissas_left[0] | self.dimensions_valid | self.stored_valid),
+            self.beat_valid.eq(sending_scale | q_left[0] | self.dimensions_valid | self.stored_valid),
             self.beat.data.eq(mantissas[:8].replicate(size)),
             self.beat.strobe.eq(column),
         ]

@@ -43,7 +43,7 @@ from lepton_hw.layout import (
     value_stride,
     words_of,
 )
-from lepton_hw.numerics import SCALE_OF_LARGEST, quantize_rows, quantize_weights
+from lepton_hw.numerics import SCALE_OF_ABSMAX, quantize_rows, quantize_weights
 
 _FLAGS = (GemmFlag.NONE, GemmFlag.FLOAT, GemmFlag.FLOAT | GemmFlag.BIAS)
 
@@ -198,7 +198,7 @@ class _Generator:
         elif self.chance(0.6):
             quantized = quantize_weights(self.floats(blocks * size, words * size))
             offsets = self.floats(blocks * size) if bias else None
-            data = pack_weights(config, quantized.mantissa, quantized.scale if scaled else None, offsets)
+            data = pack_weights(config, quantized.q, quantized.scale if scaled else None, offsets)
             weights = self.put(data).address
         else:
             weights = self.region(beats).address
@@ -401,7 +401,7 @@ class _VectorGenerator(_Generator):
         )
 
     def scales(self, rows: tuple[int, int, int], outer: int, inner: int, words: int, at: int) -> None:
-        """The largest magnitudes of rows to the words from ``at`` on, and behind them the reciprocals of the scales."""
+        """The absmax of rows to the words from ``at`` on, and behind them the reciprocals of the scales."""
         count = outer * inner
         start, outer_stride, inner_stride = rows
         self.issue(
@@ -427,7 +427,7 @@ class _VectorGenerator(_Generator):
                 a_start=at,
                 target_start=at + count,
                 flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE | VectorFlag.WRITE,
-                b_value=_bits(SCALE_OF_LARGEST),
+                b_value=_bits(SCALE_OF_ABSMAX),
                 step=Step.A,
                 function=Function.RECIPROCAL,
             ),
@@ -458,7 +458,7 @@ class _VectorGenerator(_Generator):
             flags |= GemmFlag.BIAS if bias else GemmFlag.NONE
             quantized = quantize_weights(self.floats(blocks * size, quarters * size))
             offsets = self.floats(blocks * size) if bias else None
-            weights = self.put(pack_weights(config, quantized.mantissa, quantized.scale, offsets)).address
+            weights = self.put(pack_weights(config, quantized.q, quantized.scale, offsets)).address
         elif kind == 1:  # the columns are the tokens of a key cache
             weights = self.append(half, register, quarters, AppendFlag.KEY)
             blocks = room
@@ -488,8 +488,8 @@ class _VectorGenerator(_Generator):
                 a_start=rows[0],
                 a_outer=rows[1],
                 a_inner=rows[2],
-                largest=at,
-                inverse=at + count,
+                absmax=at,
+                reciprocal_scale=at + count,
                 activation=activation,
                 pitch=pitch,
                 row=row,
@@ -561,8 +561,8 @@ class _VectorGenerator(_Generator):
                 a_start=rows[0],
                 a_outer=rows[1],
                 a_inner=rows[2],
-                largest=at,
-                inverse=at + outer * heads,
+                absmax=at,
+                reciprocal_scale=at + outer * heads,
                 context=self.first_context + register,
                 offset=offset,
                 cache=self.address(cache - skipped * config.beat_bytes),

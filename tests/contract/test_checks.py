@@ -39,8 +39,10 @@ GEMM = Gemm(rows=4, words=8, activation=16, row=2, blocks=3, weights=Address(2, 
 ROWS = replace(GEMM, flags=GemmFlag.FLOAT | GemmFlag.ROWS, target=100, target_pitch=20)
 FETCH = Fetch(words=8, target=0, source=Address(1, 0x40))
 VECTOR = Vector(words=8, a_start=0)
-QUANTIZE = Quantize(words=8, a_start=0, largest=0, inverse=0, activation=0, pitch=2, row=0)
-APPEND = Append(words=8, a_start=0, largest=0, inverse=0, context=1, offset=1, cache=Address(1, 0), head_stride=0)
+QUANTIZE = Quantize(words=8, a_start=0, absmax=0, reciprocal_scale=0, activation=0, pitch=2, row=0)
+APPEND = Append(
+    words=8, a_start=0, absmax=0, reciprocal_scale=0, context=1, offset=1, cache=Address(1, 0), head_stride=0
+)
 STORE = Store(words=8, a_start=0, output=Address(1, 0))
 CONTEXT = Context(first=3, tokens=(1, 2, 65535))
 CONTEXTS = (0, 25, 16, *[0] * 61)

@@ -103,8 +103,8 @@ QUANTIZE = Quantize(
     a_start=1,
     a_outer=2,
     a_inner=3,
-    largest=4,
-    inverse=5,
+    absmax=4,
+    reciprocal_scale=5,
     activation=6,
     pitch=7,
     row=8,
@@ -119,8 +119,8 @@ APPEND = Append(
     a_start=1,
     a_outer=2,
     a_inner=3,
-    largest=4,
-    inverse=5,
+    absmax=4,
+    reciprocal_scale=5,
     context=6,
     offset=7,
     cache=Address(1, 0x10),
@@ -196,7 +196,7 @@ QUANTIZE_WORDS = [
     0x00000000,
     0x00010000,  # a_start
     0x00030002,
-    0x00050004,  # inverse, largest
+    0x00050004,  # reciprocal_scale, absmax
     0x00070006,  # pitch, activation
     0x00000008,  # row
     *[0] * 4,
@@ -210,7 +210,7 @@ APPEND_WORDS = [
     0x00070000,  # offset
     0x00010000,  # a_start
     0x00030002,
-    0x00050004,  # inverse, largest
+    0x00050004,  # reciprocal_scale, absmax
     0x00000000,
     0x00000010,
     0x01000000,

@@ -26,7 +26,7 @@ from lepton_hw.functions import (
 from lepton_hw.numerics import (
     F32,
     ROW_FLOOR,
-    SCALE_OF_LARGEST,
+    SCALE_OF_ABSMAX,
     float_add,
     float_maximum,
     flush,
@@ -307,8 +307,8 @@ def test_token_example() -> None:
     x[1, 1] = -254, 3, 5, 0
     tokens = quantize_tokens(x)
     assert tokens.scale.tolist() == [[1, 1], [0, 2]]
-    assert tokens.mantissa.dtype == np.int8
-    assert tokens.mantissa.tolist() == [[[127, -127, 1, -2], [0, 2, -2, 127]], [[0] * 4, [-127, 2, 2, 0]]]
+    assert tokens.q.dtype == np.int8
+    assert tokens.q.tolist() == [[[127, -127, 1, -2], [0, 2, -2, 127]], [[0] * 4, [-127, 2, 2, 0]]]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.floats(-60, 60))
@@ -316,17 +316,15 @@ def test_tokens_equal_the_definition(seed: int, length: int, exponent: float) ->
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((3, 2, length)) * 2**exponent).astype(np.float32)
     tokens = quantize_tokens(x)
-    for row, mantissa, scale in zip(
-        x.reshape(6, -1), tokens.mantissa.reshape(6, -1), tokens.scale.ravel(), strict=True
-    ):
-        largest = np.abs(row).max()
-        assert scale == np.float32(largest * SCALE_OF_LARGEST)
-        inverse = reciprocal(np.array([scale]))[0]
+    for row, q, scale in zip(x.reshape(6, -1), tokens.q.reshape(6, -1), tokens.scale.ravel(), strict=True):
+        absmax = np.abs(row).max()
+        assert scale == np.float32(absmax * SCALE_OF_ABSMAX)
+        reciprocal_scale = reciprocal(np.array([scale]))[0]
         # Python rounds half to even; the product is rounded to float32 before.
-        expected = [round(Fraction(float(np.float32(value * inverse)))) for value in row]
-        assert mantissa.tolist() == [max(-127, min(127, m)) for m in expected]
-        assert np.abs(mantissa.astype(int)).max() == 127
-        assert (np.abs(row - mantissa * scale.astype(np.float64)) <= scale * (0.5 + 2**-15)).all()
+        expected = [round(Fraction(float(np.float32(value * reciprocal_scale)))) for value in row]
+        assert q.tolist() == [max(-127, min(127, m)) for m in expected]
+        assert np.abs(q.astype(int)).max() == 127
+        assert (np.abs(row - q * scale.astype(np.float64)) <= scale * (0.5 + 2**-15)).all()
 
 
 def test_a_row_without_shifts_quantizes_like_a_token() -> None:
@@ -334,19 +332,19 @@ def test_a_row_without_shifts_quantizes_like_a_token() -> None:
     rows, tokens = quantize_rows(x), quantize_tokens(x)
     assert not rows.shift.any()
     assert rows.scale.tolist() == tokens.scale.tolist()
-    assert rows.mantissa.tolist() == tokens.mantissa.tolist()
+    assert rows.q.tolist() == tokens.q.tolist()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_tokens_below_the_floor_are_zero(sign: int) -> None:
     below = float(np.nextafter(ROW_FLOOR, np.float32(0)))
     tokens = quantize_tokens(sign * np.array([[0, 0], [below, 0], [float(ROW_FLOOR), 0]], np.float32))
-    assert tokens.scale.tolist() == [0, 0, float(ROW_FLOOR * SCALE_OF_LARGEST)]
-    assert tokens.mantissa[:, 0].tolist() == [0, 0, 127 * sign]
+    assert tokens.scale.tolist() == [0, 0, float(ROW_FLOOR * SCALE_OF_ABSMAX)]
+    assert tokens.q[:, 0].tolist() == [0, 0, 127 * sign]
 
 
 def test_the_largest_token_quantizes() -> None:
     tokens = quantize_tokens(floats(LARGEST, SIGN | LARGEST, ONE).reshape(1, 3))
-    assert tokens.mantissa.tolist() == [[127, -127, 0]]
+    assert tokens.q.tolist() == [[127, -127, 0]]
     assert np.isfinite(tokens.scale).all()
     assert bits_of(flush(tokens.scale)) == bits_of(tokens.scale)

@@ -45,9 +45,9 @@ def random_rows(count: int, length: int) -> QuantizedRows:
 
 
 def test_activation_bytes_of_two_short_rows() -> None:
-    mantissa = np.arange(1, 81, dtype=np.int8).reshape(2, 40)
-    rows = QuantizedRows(mantissa, np.array([[1, 2], [3, 0]], np.uint8), np.array([8, -4], np.float32))
-    # R = 8: a header beat, then 40 mantissas in 5 beats. Shifts: 1 | 2 << 2, then 3 | 0 << 2.
+    q = np.arange(1, 81, dtype=np.int8).reshape(2, 40)
+    rows = QuantizedRows(q, np.array([[1, 2], [3, 0]], np.uint8), np.array([8, -4], np.float32))
+    # R = 8: a header beat, then 40 int8 values in 5 beats. Shifts: 1 | 2 << 2, then 3 | 0 << 2.
     assert pack_activations(NANO, rows).tobytes() == (
         struct.pack("<f", 1.0) + bytes([0b1001, 0, 0, 0]) + bytes(range(1, 41))
         + struct.pack("<f", -0.5) + bytes([0b0011, 0, 0, 0]) + bytes(range(41, 81))
@@ -55,10 +55,10 @@ def test_activation_bytes_of_two_short_rows() -> None:
 
 
 def test_activation_header_of_every_group() -> None:
-    # R = 8: 64 words are 512 mantissas, 16 blocks, 4 bytes of shifts; the 17th block opens the second group.
-    mantissa = np.full((1, 520), -1, np.int8)
+    # R = 8: 64 words are 512 int8 values, 16 blocks, 4 bytes of shifts; the 17th block opens the second group.
+    q = np.full((1, 520), -1, np.int8)
     shift = np.array([[i % 4 for i in range(16)] + [2]], np.uint8)
-    data = pack_activations(NANO, QuantizedRows(mantissa, shift, np.array([16], np.float32))).tobytes()
+    data = pack_activations(NANO, QuantizedRows(q, shift, np.array([16], np.float32))).tobytes()
     assert data == (
         struct.pack("<f", 2.0) + bytes([0b11100100] * 4) + b"\xff" * 512
         + struct.pack("<f", 2.0) + bytes([2, 0, 0, 0]) + b"\xff" * 8
@@ -66,7 +66,7 @@ def test_activation_header_of_every_group() -> None:
 
 
 def test_activation_header_of_two_blocks_a_word() -> None:
-    # R = 64: a word holds two blocks; 65 mantissas are padded to two words.
+    # R = 64: a word holds two blocks; 65 int8 values are padded to two words.
     rows = QuantizedRows(np.full((1, 65), 5, np.int8), np.array([[3, 1, 2]], np.uint8), np.array([8], np.float32))
     data = pack_activations(U250, rows).tobytes()
     assert data == struct.pack("<f", 1.0) + bytes([0b100111]) + bytes(59) + b"\x05" * 65 + bytes(63)
@@ -118,7 +118,7 @@ def test_weights_round_trip(config: HardwareConfig, columns: int, length: int, s
     assert data.dtype == np.uint8
     assert data.shape == (weight_bytes(config, columns, length, scaled=scaled, bias=bias),)
     got, got_bias = unpack_weights(config, data, columns, length, scaled=scaled, bias=bias)
-    np.testing.assert_array_equal(got.mantissa, weights)
+    np.testing.assert_array_equal(got.q, weights)
     np.testing.assert_array_equal(got.scale, scale if scaled else np.ones(columns, np.float32))
     assert (got_bias is not None) == bias
     if got_bias is not None:

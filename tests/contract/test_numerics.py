@@ -234,24 +234,24 @@ def test_row_example() -> None:
     rows = quantize_rows(x)
     assert rows.scale.tolist() == [1, 2]
     assert rows.shift.tolist() == [[0, 3], [3, 0]]
-    assert rows.mantissa[0, :4].tolist() == [127, -127, 1, -2]
-    assert rows.mantissa[0, 32:36].tolist() == [80, -127, 0, 2]  # 0.5 and 1.5 units: ties, to even
-    assert rows.mantissa[1].tolist() == [-127 if k == 40 else 0 for k in range(64)]
+    assert rows.q[0, :4].tolist() == [127, -127, 1, -2]
+    assert rows.q[0, 32:36].tolist() == [80, -127, 0, 2]  # 0.5 and 1.5 units: ties, to even
+    assert rows.q[1].tolist() == [-127 if k == 40 else 0 for k in range(64)]
 
 
 def test_ties_go_to_even() -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :7] = 127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5
-    assert quantize_rows(x).mantissa[0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
-    assert quantize_weights(x).mantissa[0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
+    assert quantize_rows(x).q[0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
+    assert quantize_weights(x).q[0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
 
 
-@pytest.mark.parametrize("largest", [8.0, 3.0, 1e30, 2.0**-90])
-def test_shift_changes_exactly_at_powers_of_two(largest: float) -> None:
-    blocks = [largest]
+@pytest.mark.parametrize("absmax", [8.0, 3.0, 1e30, 2.0**-90])
+def test_shift_changes_exactly_at_powers_of_two(absmax: float) -> None:
+    blocks = [absmax]
     expected = [0]
     for k in (1, 2, 3):
-        edge = float(np.float32(largest)) / 2**k
+        edge = float(np.float32(absmax)) / 2**k
         blocks += [below(edge), edge, above(edge)]
         expected += [k, k, k - 1]
     assert quantize_rows(row(*blocks)).shift.tolist() == [expected]
@@ -266,8 +266,8 @@ def test_last_short_block_is_a_block() -> None:
     x[0, 32] = 2
     rows = quantize_rows(x)
     assert rows.shift.tolist() == [[0, 2]]
-    assert rows.mantissa.tolist() == [[127] * 33]
-    assert rows.mantissa.shape == (1, 33)
+    assert rows.q.tolist() == [[127] * 33]
+    assert rows.q.shape == (1, 33)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -277,24 +277,24 @@ def test_rows_below_the_floor_are_zero(sign: int) -> None:
     rows = quantize_rows(x)
     assert rows.scale.tolist() == [0, 0, float(np.float32(2.0**-100) / np.float32(127))]
     assert rows.shift.tolist() == [[0, 0], [0, 0], [0, 3]]
-    assert rows.mantissa[:, 0].tolist() == [0, 0, -127 * sign]
+    assert rows.q[:, 0].tolist() == [0, 0, -127 * sign]
     weights = quantize_weights(x)
     assert weights.scale.tolist() == rows.scale.tolist()
-    assert weights.mantissa[:, 0].tolist() == [0, 0, -127 * sign]
+    assert weights.q[:, 0].tolist() == [0, 0, -127 * sign]
 
 
-def test_the_largest_float_quantizes() -> None:
-    largest = float(np.finfo(np.float32).max)
-    rows = quantize_rows(row(largest, 1))
-    assert rows.mantissa[0, 0] == -127
+def test_the_absmax_float_quantizes() -> None:
+    absmax = float(np.finfo(np.float32).max)
+    rows = quantize_rows(row(absmax, 1))
+    assert rows.q[0, 0] == -127
     assert np.isfinite(rows.scale).all()
 
 
-def test_mantissas_reach_127_and_never_minus_128() -> None:
+def test_int8_values_reach_127_and_never_minus_128() -> None:
     x = np.random.default_rng(1).standard_normal((200, 96)).astype(np.float32)
-    for mantissa in (quantize_rows(x).mantissa, quantize_weights(x).mantissa):
-        assert (np.abs(mantissa.astype(int)).max(axis=1) == 127).all()
-        assert mantissa.min() == -127
+    for q in (quantize_rows(x).q, quantize_weights(x).q):
+        assert (np.abs(q.astype(int)).max(axis=1) == 127).all()
+        assert q.min() == -127
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.floats(-60, 60))
@@ -309,7 +309,7 @@ def test_row_error_is_half_a_unit(seed: int, length: int, exponent: float) -> No
 def test_weight_example() -> None:
     w = np.array([[1, -0.5, 0.25], [0, 0, 0], [-254, 2, 3]], np.float32)
     weights = quantize_weights(w)
-    assert weights.mantissa.tolist() == [[127, -64, 32], [0, 0, 0], [-127, 1, 2]]
+    assert weights.q.tolist() == [[127, -64, 32], [0, 0, 0], [-127, 1, 2]]
     assert weights.scale.tolist() == [float(np.float32(1) / np.float32(127)), 0, 2]
 
 
@@ -344,10 +344,10 @@ def test_values_that_are_not_finite(bad: float, shown: str) -> None:
 # ---- Products -----------------------------------------------------------------------------------------------
 
 
-def accumulated(mantissa: NDArray, shift: NDArray, weights: NDArray) -> list[list[int]]:
+def accumulated(q: NDArray, shift: NDArray, weights: NDArray) -> list[list[int]]:
     """The definition of the accumulators, in Python integers."""
     result = []
-    for m, k in zip(mantissa.tolist(), shift.tolist(), strict=True):
+    for m, k in zip(q.tolist(), shift.tolist(), strict=True):
         result.append([])
         for w in weights.tolist():
             total = 0
@@ -359,36 +359,36 @@ def accumulated(mantissa: NDArray, shift: NDArray, weights: NDArray) -> list[lis
 
 
 def test_accumulate_example() -> None:
-    mantissa = np.array([[1, -2, *[0] * 30, 3]], np.int8)
+    q = np.array([[1, -2, *[0] * 30, 3]], np.int8)
     weights = np.array([[4, 5, *[9] * 30, 7], [-1, 0, *[9] * 30, 1]], np.int8)
     # (4 - 10) << 2 with (21) << 0, and (-1) << 2 with 3 << 0
-    assert accumulate(mantissa, np.array([[1, 3]], np.uint8), weights).tolist() == [[-24 + 21, -4 + 3]]
+    assert accumulate(q, np.array([[1, 3]], np.uint8), weights).tolist() == [[-24 + 21, -4 + 3]]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 100), st.integers(1, 5))
 def test_accumulate_random(seed: int, rows: int, length: int, columns: int) -> None:
     rng = np.random.default_rng(seed)
-    mantissa = rng.integers(-127, 128, (rows, length), dtype=np.int8)
+    q = rng.integers(-127, 128, (rows, length), dtype=np.int8)
     shift = rng.integers(0, 4, (rows, -(-length // BLOCK)), dtype=np.uint8)
     weights = rng.integers(-128, 128, (columns, length), dtype=np.int8)
-    result = accumulate(mantissa, shift, weights)
+    result = accumulate(q, shift, weights)
     assert result.dtype == np.int32
-    assert result.tolist() == accumulated(mantissa, shift, weights)
+    assert result.tolist() == accumulated(q, shift, weights)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(127, 127 * 127 * 8 * 16384), (-128, -127 * 128 * 8 * 16384)])
 def test_longest_reduction_does_not_overflow(weight: int, expected: int) -> None:
     assert abs(expected) < 1 << 31
-    mantissa = np.full((1, MAX_REDUCTION), 127, np.int8)
+    q = np.full((1, MAX_REDUCTION), 127, np.int8)
     shift = np.zeros((1, MAX_REDUCTION // BLOCK), np.uint8)
-    assert accumulate(mantissa, shift, np.full((1, MAX_REDUCTION), weight, np.int8)).tolist() == [[expected]]
+    assert accumulate(q, shift, np.full((1, MAX_REDUCTION), weight, np.int8)).tolist() == [[expected]]
 
 
 def test_longer_reductions_are_refused() -> None:
-    mantissa = np.zeros((1, MAX_REDUCTION + 1), np.int8)
+    q = np.zeros((1, MAX_REDUCTION + 1), np.int8)
     message = "reduction: length must be at most 16384, not 16385; keep the layer on the host"
     with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):
-        accumulate(mantissa, np.zeros((1, 513), np.uint8), mantissa)
+        accumulate(q, np.zeros((1, 513), np.uint8), q)
 
 
 def scaled(acc: int, row_scale: int, column_scale: int, bias: int | None) -> int:
@@ -422,9 +422,9 @@ def test_scale_output_multiplies_by_the_row_first() -> None:
 def test_linear_is_the_parts_in_order() -> None:
     x = np.zeros((2, 40), np.float32)
     x[0, 0], x[0, 33], x[1, 1] = 127, -2.5, 254
-    mantissa = np.zeros((2, 40), np.int8)
-    mantissa[0, [0, 33]], mantissa[1, 1] = [3, 5], 7
-    weights = QuantizedWeights(mantissa, np.array([0.5, 2], np.float32))
+    q = np.zeros((2, 40), np.int8)
+    q[0, [0, 33]], q[1, 1] = [3, 5], 7
+    weights = QuantizedWeights(q, np.array([0.5, 2], np.float32))
     bias = np.array([1, -1], np.float32)
     # Row 0: 127 * 3 * 8 and -2.5 * 8 units of shift 3 = -20: acc = 3048 - 100, y = 2948 / 8 * 0.5 + 1
     assert linear(x, weights, bias).tolist() == [[185.25, -1.0], [1.0, 3555.0]]

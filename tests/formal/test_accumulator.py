@@ -22,7 +22,7 @@ AGAIN = 4
 """Cycles after which a row may come again."""
 
 LARGEST = 127 * 128
-"""Of a product: a mantissa is -127 to 127, a weight any int8."""
+"""Of a product: a q is -127 to 127, a weight any int8."""
 
 WEIGHED = LARGEST << MAX_SHIFT
 """And shifted."""

@@ -37,18 +37,18 @@ def bench_quantizer(kind: type, config: str) -> Bench:
     m.submodules.dut = dut = Inside(unit)
     x, product = Value.cast(unit.x), Value.cast(unit.product)
     lanes = len(x) // 32
-    valid, largest, row_end = (bench.free(1, name) for name in ("valid", "largest", "row_end"))
+    valid, absmax, row_end = (bench.free(1, name) for name in ("valid", "absmax", "row_end"))
     m.d.comb += [
         unit.shifted.eq(1),
         x.eq(bench.free(len(x), "x")),
         product.eq(bench.free(len(product), "product")),
         unit.x_valid.eq(valid),
-        unit.x_largest.eq(largest),
+        unit.x_absmax.eq(absmax),
         unit.row_end.eq(row_end),
     ]
-    # A row's largest magnitude, then its words.
+    # A row's absmax, then its words.
     in_row, seen, begun = Signal(), Signal(), Signal()
-    bench.assume(Mux(in_row, ~largest, ~valid))
+    bench.assume(Mux(in_row, ~absmax, ~valid))
     words = BLOCK // lanes
     number, block, row = Signal(range(words)), Signal(31), Signal(31)
     last = row_end | (number == words - 1)
@@ -56,7 +56,7 @@ def bench_quantizer(kind: type, config: str) -> Bench:
     for lane in range(lanes):
         element = x[32 * lane : 32 * lane + 31]
         magnitude = Mux(element > magnitude, element, magnitude)
-    with m.If(largest):
+    with m.If(absmax):
         m.d.sync += [in_row.eq(1), seen.eq(1), row.eq(x[:31])]
     with m.If(valid):
         m.d.sync += [begun.eq(1), number.eq(Mux(last, 0, number + 1)), block.eq(magnitude)]
@@ -79,7 +79,7 @@ def bench_quantizer(kind: type, config: str) -> Bench:
     # For induction.
     bench.check("seen", (~in_row | seen) & ((number == 0) | begun))
     bench.check("in_block", dut["in_block"] == number)
-    bench.check("block_largest", ~bench.past(begun, levels) | (dut["block_largest"] == bench.past(block, levels)))
+    bench.check("block_absmax", ~bench.past(begun, levels) | (dut["block_absmax"] == bench.past(block, levels)))
     for k in range(1, MAX_SHIFT + 1):
         threshold = Mux(row[23:].all(), row, row - (k << 23))[:31]
         bench.check(
@@ -98,19 +98,19 @@ def bench_order(kind: type, config: str, stages: int = VectorLane.latency, block
     m.submodules.dut = dut = Inside(unit)
     x, product = Value.cast(unit.x), Value.cast(unit.product)
     lanes = len(x) // 32
-    valid, largest, row_end = (bench.free(1, name) for name in ("valid", "largest", "row_end"))
+    valid, absmax, row_end = (bench.free(1, name) for name in ("valid", "absmax", "row_end"))
     m.d.comb += [
         unit.shifted.eq(1),
         x.eq(bench.free(len(x), "x")),
         product.eq(bench.free(len(product), "product")),
         unit.x_valid.eq(valid),
-        unit.x_largest.eq(largest),
+        unit.x_absmax.eq(absmax),
         unit.row_end.eq(row_end),
     ]
     in_row = Signal()
-    bench.assume(Mux(in_row, ~largest, ~valid))
-    with m.If(largest | valid):
-        m.d.sync += in_row.eq(largest | ~row_end)
+    bench.assume(Mux(in_row, ~absmax, ~valid))
+    with m.If(absmax | valid):
+        m.d.sync += in_row.eq(absmax | ~row_end)
 
     # Blocks are numbered, and the words of each, as they enter; the numbers go along.
     words = block_size // lanes
@@ -131,11 +131,11 @@ def bench_order(kind: type, config: str, stages: int = VectorLane.latency, block
     for stage in range(stages):
         blocks.append(bench.past(blocks[-1]))
         places.append(bench.past(places[-1]))
-        is_word = dut[f"arrived_{stage}"] & ~dut[f"is_largest_{stage}"]
+        is_word = dut[f"arrived_{stage}"] & ~dut[f"is_absmax_{stage}"]
         ends = dut[f"is_block_end_{stage}"]
         bench.check(f"block_{stage}", follows(blocks[-1], blocks[-2], is_word & ends))
         bench.check(f"place_{stage}", follows_in(places[-1], places[-2], is_word, ends))
-        allowed = Mux(dut[f"is_largest_{stage}"], places[-1] == 0, ends | (places[-1] != words - 1))
+        allowed = Mux(dut[f"is_absmax_{stage}"], places[-1] == 0, ends | (places[-1] != words - 1))
         bench.check(f"allowed_{stage}", ~dut[f"arrived_{stage}"] | allowed)
 
     bench.check(
@@ -147,25 +147,25 @@ def bench_order(kind: type, config: str, stages: int = VectorLane.latency, block
     levels = (lanes - 1).bit_length()
     enters, shift = (dut.called(f"i__{port}")[0] for port in ("valid", "payload"))
     shifts = QueueInside(bench, dut, "shifts.fifo", stages // words + 8, 2)
-    flags = ("largest", "live", "block_end", "row_end", "outer_end")
+    flags = ("absmax", "live", "block_end", "row_end", "outer_end")
     layout = data.StructLayout({**dict.fromkeys(flags, 1), "product": 32 * lanes})
     products = QueueInside(bench, dut, "products.fifo", 2 * words + 8, layout)
     pop, chosen, arrives = dut["pop"], dut.called("chosen")[0], dut[f"arrived_{stages - 1}"]
     head = products.items[0]
-    is_word = pop & ~head.largest
+    is_word = pop & ~head.absmax
     ends = is_word & head.block_end
     given, taken = bench.count(NUMBER_BITS, "given", enters), bench.count(NUMBER_BITS, "taken", ends)
     bench.assume(~enters | (shifts.level < shifts.depth))
     complete = [dut[f"word_valid_{stage}"] & dut[f"word_end_{stage}"] for stage in range(levels)]
     for stage, flag in enumerate([*complete, dut["complete_0"], enters]):
-        arrived = dut[f"arrived_{stage}"] & ~dut[f"is_largest_{stage}"]
+        arrived = dut[f"arrived_{stage}"] & ~dut[f"is_absmax_{stage}"]
         bench.check(f"complete_{stage}", flag == (arrived & dut[f"is_block_end_{stage}"]))
     bench.check("given", given == blocks[levels + 2])
     bench.check("shifts", shifts.level == (given - taken)[:NUMBER_BITS])
 
     # Products, with the number and place of each.
     bench.check("none_lost", products.level == bench.count(range(products.depth + 1), "held", arrives - pop))
-    begin = products.number(arrives, lambda item: ~item.largest & item.block_end, blocks[-1], taken)
+    begin = products.number(arrives, lambda item: ~item.absmax & item.block_end, blocks[-1], taken)
     noted = Array(Signal(range(words), name=f"noted_{slot}") for slot in range(products.depth))
     with m.If(arrives):
         m.d.sync += noted[dut["products.fifo.produce"]].eq(places[-1])
@@ -174,9 +174,9 @@ def bench_order(kind: type, config: str, stages: int = VectorLane.latency, block
         inside = number < products.level
         following = Mux(number + 1 == products.level, places[-1], where[number + 1] if number + 1 < len(where) else 0)
         bench.check(
-            f"place_in_queue_{number}", ~inside | follows_in(where[number], following, ~item.largest, item.block_end)
+            f"place_in_queue_{number}", ~inside | follows_in(where[number], following, ~item.absmax, item.block_end)
         )
-        allowed = Mux(item.largest, where[number] == 0, item.block_end | (where[number] != words - 1))
+        allowed = Mux(item.absmax, where[number] == 0, item.block_end | (where[number] != words - 1))
         bench.check(f"allowed_in_queue_{number}", ~inside | allowed)
         behind = (blocks[-1] - begin[number])[:NUMBER_BITS]
         bench.check(f"not_so_far_behind_{number}", ~inside | (behind <= products.level - number))
@@ -212,12 +212,12 @@ def test_the_proof_is_not_empty(tmp_path: Path) -> None:
     ("old", "new"),
     [
         ("Mux(a > b, a, b)", "Mux(a < b, a, b)"),
-        ("word_first | (word_largest > block_largest)", "word_largest > block_largest"),
-        ("block_largest <= threshold", "block_largest < threshold"),
-        ("largest - (k << 23)", "largest - (k << 22)"),
-        ("largest[23:].all()", "largest[23:].any()"),
+        ("word_first | (word_absmax > block_absmax)", "word_absmax > block_absmax"),
+        ("block_absmax <= threshold", "block_absmax < threshold"),
+        ("absmax - (k << 23)", "absmax - (k << 22)"),
+        ("absmax[23:].all()", "absmax[23:].any()"),
         ("below[2], 3, Mux(below[1], 2, below[0])", "below[2], 3, Mux(below[1], 2, below[1])"),
-        ('delay(m, self.x[0][:31], levels, "row_largest")', "self.x[0][:31]"),
+        ('delay(m, self.x[0][:31], levels, "row_absmax")', "self.x[0][:31]"),
         ("block_end = self.row_end | (in_block", "block_end = self.row_end & (in_block"),
     ],
 )
@@ -252,8 +252,8 @@ def test_order_of_short_blocks(tmp_path: Path) -> None:
     ("old", "new"),
     [
         ("~self.shifted | shifts.o.valid)", "~self.shifted | 1)"),
-        ("shifts.o.ready.eq(pop & ~popped.largest & popped.block_end)", "shifts.o.ready.eq(pop & popped.block_end)"),
-        ("shifts.o.ready.eq(pop & ~popped.largest & popped.block_end)", "shifts.o.ready.eq(pop & ~popped.largest)"),
+        ("shifts.o.ready.eq(pop & ~popped.absmax & popped.block_end)", "shifts.o.ready.eq(pop & popped.block_end)"),
+        ("shifts.o.ready.eq(pop & ~popped.absmax & popped.block_end)", "shifts.o.ready.eq(pop & ~popped.absmax)"),
         ("delay(m, word_valid & word_end, 1", "delay(m, word_valid, 1"),
         ("products.o.ready.eq(pop)", "products.o.ready.eq(1)"),
         ("Mux(self.shifted & popped.live, shifts.o.payload, 0)", "Mux(self.shifted, shifts.o.payload, 0)"),

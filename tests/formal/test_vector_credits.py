@@ -139,7 +139,7 @@ def bench_beats(kind: type) -> Bench:
         + (unit.dimensions_valid | unit.stored_valid)
     )
     due = bench.count(range(4 * max(lanes, PARAMETER_BEATS)), "due", made - unit.beat_valid)
-    left, sending, number = dut["mantissas_left"], dut["sending_scale"], dut["beat_number"]
+    left, sending, number = dut["q_left"], dut["sending_scale"], dut["beat_number"]
     sends = Mux(sending, Mux(unit.key, PARAMETER_BEATS - number, 1), 0)
     bench.check("as_many_as_were_counted", due == sum(left) + sends + unit.beat_valid)
     bench.check("one_after_the_other", ~(sending & left.any()))
@@ -156,13 +156,13 @@ def bench_vector(kind: type, depth: int = STORE_BEATS, reserve: int = _ROOM) -> 
     drive(bench, unit)
     does = data.View(_KINDS, dut["kind"])
     word, row_end = dut["sequencer.word"], dut["sequencer.row_end"]
-    largest = dut["sequencer.issue"] & dut["sequencer.slot"][B] & dut.called("quantizes")[0]
+    absmax = dut["sequencer.issue"] & dut["sequencer.slot"][B] & dut.called("quantizes")[0]
     number = Signal(range(PARAMETER_BEATS))
     with bench.m.If(word):
         bench.m.d.sync += number.eq(Mux(row_end, 0, number + 1))
     lanes = CONFIG.lanes
-    of_key = Mux(largest, PARAMETER_BEATS, 0) + Mux(word, lanes, 0)
-    of_value = largest + (word & (number == 0))
+    of_key = Mux(absmax, PARAMETER_BEATS, 0) + Mux(word, lanes, 0)
+    of_value = absmax + (word & (number == 0))
     made = Mux(does.key, of_key, Mux(does.value, of_value, does.store & word))
     most = max(PARAMETER_BEATS, lanes)
     due = bench.count(range(depth + 1), "due", made - unit.stored)
@@ -176,7 +176,7 @@ def bench_vector(kind: type, depth: int = STORE_BEATS, reserve: int = _ROOM) -> 
         if cycles < lanes:
             bench.check(f"after_a_word_{cycles}", ~does.key | ~made.bool() | ~bench.past(word, cycles))
         if cycles < PARAMETER_BEATS:
-            bench.check(f"after_a_scale_{cycles}", ~does.key | ~made.bool() | ~bench.past(largest, cycles))
+            bench.check(f"after_a_scale_{cycles}", ~does.key | ~made.bool() | ~bench.past(absmax, cycles))
 
     # For induction: what is read for a row.
     quantizes, pending = dut.called("quantizes")[0], dut["sequencer.pending"]
@@ -256,7 +256,7 @@ def test_the_proof_is_not_empty(kind: type, tmp_path: Path) -> None:
         (WriteBack, "results.o.ready.eq(reduced_write)", "results.o.ready.eq(~y_write)"),
         (WriteBack, "results.o.valid & ~y_write & ~(self.pause", "results.o.valid & ~(self.pause"),
         (BeatMaker, "self.key & (beat_number != 3)", "self.key & (beat_number != 2)"),
-        (BeatMaker, "mantissas_left.eq(~0)", "mantissas_left.eq(1)"),
+        (BeatMaker, "q_left.eq(~0)", "q_left.eq(1)"),
         (BeatMaker, "| self.dimensions_valid | self.stored_valid)", "| self.dimensions_valid)"),
         (VectorUnit, "room.eq(room + self.stored - cost)", "room.eq(room + self.stored - cost.any())"),
         (VectorUnit, "(room >= _ROOM)", "(room >= 1)"),

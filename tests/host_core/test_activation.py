@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, relu, silu
 
-from lepton.layers.activation import Activation
+from lepton.activation import Activation
 
 EXACT: dict[Activation, tuple[Callable[[torch.Tensor], torch.Tensor], float]] = {
     Activation.SILU: (silu, 1.5e-6),

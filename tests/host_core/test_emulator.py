@@ -59,7 +59,7 @@ def test_gemm_is_the_arithmetic(name, flags, shape):
     rng = np.random.default_rng(length)
     x = (rng.normal(size=(rows, length)) * np.exp2(rng.integers(-5, 3, (rows, length)))).astype(np.float32)
     quantized = numerics.quantize_rows(x)
-    mantissa = rng.integers(-127, 128, (columns, length)).astype(np.int8)
+    q = rng.integers(-127, 128, (columns, length)).astype(np.int8)
     scale = rng.uniform(0, 1, columns).astype(np.float32) if flags else None
     bias = rng.normal(size=columns).astype(np.float32) if flags & GemmFlag.BIAS else None
     words, blocks = words_of(config, length), words_of(config, columns)
@@ -69,7 +69,7 @@ def test_gemm_is_the_arithmetic(name, flags, shape):
         weights = device.allocate(
             weight_bytes(config, columns, length, scaled=scale is not None, bias=bias is not None)
         )
-        device.write(weights, pack_weights(config, mantissa, scale, bias))
+        device.write(weights, pack_weights(config, q, scale, bias))
         results = device.allocate(output_bytes(config, rows, columns))
         program = device.allocate(3 * COMMAND_BYTES)
         common = {"rows": rows, "words": words, "activation": 5, "row": 3}
@@ -83,7 +83,7 @@ def test_gemm_is_the_arithmetic(name, flags, shape):
         device.run(program, 3, bases)
         y = unpack_output(config, device.read(results), rows, columns, scaled=scale is not None)
         counters = device.counters()
-    accumulators = numerics.accumulate(quantized.mantissa, quantized.shift, mantissa)
+    accumulators = numerics.accumulate(quantized.q, quantized.shift, q)
     if scale is None:
         same_bits(y, accumulators)
     else:
@@ -101,7 +101,7 @@ class PlainMachine:
 
     def __init__(self, config: HardwareConfig, memory, base: int) -> None:
         self.config, self.memory, self.base = config, memory, base
-        self.mantissa = np.zeros((config.activation_words, config.array_size), np.int64)
+        self.q = np.zeros((config.activation_words, config.array_size), np.int64)
         self.shift = np.full((config.activation_words, config.array_size), 3)
         self.eighth = np.zeros(config.scale_rows, np.float32)
 
@@ -144,7 +144,7 @@ class PlainMachine:
                     blocks = (place * size + np.arange(size)) // 32
                     at = command.activation + m * command.words + w
                     self.shift[at] = header[blocks // 4] >> 2 * (blocks % 4) & 3
-                    self.mantissa[at] = packed[group * 65 + 1 + place].view(np.int8)
+                    self.q[at] = packed[group * 65 + 1 + place].view(np.int8)
             return ErrorCode.SEMAPHORE if change(command.signal, 1) else ErrorCode.NONE
         if change(command.stream_wait, -1):
             return ErrorCode.SEMAPHORE
@@ -160,7 +160,7 @@ class PlainMachine:
             return ErrorCode.WINDOW
         stream = stream.reshape(command.blocks, beats, size).copy()
         used = slice(command.activation, command.activation + command.rows * command.words)
-        rows = (self.mantissa[used] << (3 - self.shift[used])).reshape(command.rows, -1)
+        rows = (self.q[used] << (3 - self.shift[used])).reshape(command.rows, -1)
         eighth = self.eighth[command.row : command.row + command.rows, None]
         results = []
         for block in stream:
@@ -267,7 +267,7 @@ def test_random_lists_on_random_memory(name):
 
 
 @pytest.mark.parametrize("rows", [1, 16])
-def test_largest_sum_wraps(rows):
+def test_absmax_sum_wraps(rows):
     """-128 * -128 * 8 * 16384 = 2**31, one more than int32 holds."""
     config = CONFIGS["u250"]
     words = config.max_words
@@ -448,11 +448,11 @@ def test_rewritten_weights_are_used():
             if again == 2:
                 device.free(weights)
                 assert device.allocate(8192) == weights
-            mantissa = rng.integers(-127, 128, (16, 32)).astype(np.int8)
-            device.write(weights, pack_weights(config, mantissa))
+            q = rng.integers(-127, 128, (16, 32)).astype(np.int8)
+            device.write(weights, pack_weights(config, q))
             device.run(program, 3, bases)
             y = unpack_output(config, device.read(results, 64), 1, 16, scaled=False)
-            same_bits(y, numerics.accumulate(quantized.mantissa, quantized.shift, mantissa))
+            same_bits(y, numerics.accumulate(quantized.q, quantized.shift, q))
 
 
 def test_memory_must_fit_the_address_space():

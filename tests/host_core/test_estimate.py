@@ -68,9 +68,11 @@ def test_operands_of_a_word() -> None:
 
 
 def test_rows_of_vector_commands() -> None:
-    quantize = Quantize(words=8, a_start=0, largest=0, inverse=0, activation=0, pitch=2, row=0)
+    quantize = Quantize(words=8, a_start=0, absmax=0, reciprocal_scale=0, activation=0, pitch=2, row=0)
     assert timing.row_cycles(SIM, quantize, 8) == 3 + 8
-    key = Append(words=16, a_start=0, largest=0, inverse=0, context=0, offset=1, cache=Address(1, 0), head_stride=9)
+    key = Append(
+        words=16, a_start=0, absmax=0, reciprocal_scale=0, context=0, offset=1, cache=Address(1, 0), head_stride=9
+    )
     assert timing.row_cycles(SIM, key, 16) == 1 + 4 + 16 * SIM.lanes
     assert timing.place_cycles(SIM, key, tokens=1) == 4
     assert timing.place_cycles(SIM, key, tokens=49) == 4 + 2
@@ -82,8 +84,8 @@ def test_a_value_is_a_beat_for_each_block_and_one_for_its_scale() -> None:
         words=16,
         inner=2,
         a_start=0,
-        largest=0,
-        inverse=0,
+        absmax=0,
+        reciprocal_scale=0,
         context=0,
         offset=1,
         cache=Address(1, 4096),
@@ -221,7 +223,7 @@ def test_families_with_more_parts(tmp_path: Path, folder: Path) -> None:
 
 def test_errors(folder: Path) -> None:
     spec = decoder_shape(folder)
-    with pytest.raises(InputError, match="head size 32 is not a multiple of 64"):
+    with pytest.raises(InputError, match="head_dim 32 is not a multiple of 64"):
         estimate(spec, get_config("u250"), Memory(), context=64)
     with pytest.raises(InputError, match="1 to 65024 tokens of context with 1 to as many new ones, not 9 of 8"):
         estimate(spec, SIM, Memory(), context=8, tokens=9)

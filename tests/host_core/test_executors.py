@@ -9,7 +9,7 @@ import torch
 
 from lepton.devices.emulator import EmulatorDevice
 from lepton.errors import ConfigError, FormatError, InputError, MemoryFullError, MissingDependencyError
-from lepton.executors import DeviceExecutor, ReferenceExecutor, open_executor
+from lepton.runtime.executor import DeviceExecutor, ReferenceExecutor, open_executor
 from lepton_hw import numerics
 from lepton_hw.config import CONFIGS
 from lepton_hw.numerics import QuantizedWeights
@@ -93,7 +93,7 @@ def test_subnormal_sum_is_zero(executor):
 
 
 @pytest.mark.parametrize("length", [576, 16384])
-def test_largest_accumulators(executor, length):
+def test_absmax_accumulators(executor, length):
     weights = QuantizedWeights(np.full((3, length), -127, np.int8), np.ones(3, np.float32))
     x = torch.full((2, length), 1.5)
     same_bits(executor.linear(executor.load_linear(weights), x), numerics.linear(x.numpy(), weights))
@@ -112,9 +112,7 @@ def test_a_row_does_not_depend_on_the_others(executor):
 def test_fused_layers_are_their_parts(either):
     rng = np.random.default_rng(13)
     layers = [layer(rng, columns, 100) for columns in (48, 20, 7)]
-    fused = QuantizedWeights(
-        np.concatenate([w.mantissa for w, _ in layers]), np.concatenate([w.scale for w, _ in layers])
-    )
+    fused = QuantizedWeights(np.concatenate([w.q for w, _ in layers]), np.concatenate([w.scale for w, _ in layers]))
     bias = np.concatenate([b for _, b in layers if b is not None])
     x = activations(rng, 5, 100)
     parts = [either.linear(either.load_linear(w, b), x) for w, b in layers]
@@ -254,19 +252,19 @@ WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
     ("weights", "bias", "error", "text"),
     [
         (
-            WEIGHTS._replace(mantissa=np.zeros((4, 64), np.float32)),
+            WEIGHTS._replace(q=np.zeros((4, 64), np.float32)),
             None,
             InputError,
             "weights: must be an int8 matrix with elements, not float32[4, 64]; quantize them",
         ),
         (
-            WEIGHTS._replace(mantissa=np.zeros((0, 64), np.int8)),
+            WEIGHTS._replace(q=np.zeros((0, 64), np.int8)),
             None,
             InputError,
             "weights: must be an int8 matrix with elements, not int8[0, 64]; quantize them",
         ),
         (
-            WEIGHTS._replace(mantissa=np.zeros((4, 16385), np.int8)),
+            WEIGHTS._replace(q=np.zeros((4, 16385), np.int8)),
             None,
             FormatError,
             "reduction: length must be 1 to 16384, not 16385; keep the layer on the host",

@@ -9,7 +9,7 @@ import torch
 from lepton.devices.emulator import Emulator
 from lepton.devices.registers import RegisterDevice
 from lepton.errors import DeviceError, DeviceMismatchError, DeviceTimeout
-from lepton.executors import DeviceExecutor
+from lepton.runtime.executor import DeviceExecutor
 from lepton_hw import numerics
 from lepton_hw.commands import Address, End, Gemm, Load, encode_list
 from lepton_hw.config import CONFIGS

@@ -4,9 +4,9 @@ from collections.abc import Generator
 
 import pytest
 
+from lepton.compiler.builder import Arena, ListBuilder, Space, Span
+from lepton.compiler.schedule import interleave
 from lepton.errors import InputError
-from lepton.layers.builder import Arena, ListBuilder, Space, Span
-from lepton.layers.schedule import interleave
 from lepton_hw.commands import SEMAPHORE_MAX, Address, Command, Gemm, GemmFlag, Quantize, Vector
 from lepton_hw.config import CONFIGS
 
@@ -59,7 +59,9 @@ def chain(builder: ListBuilder, commands: int) -> list[Command]:
     """Products, each of rows that the vector unit has quantized to a place of their own."""
     for place in range(commands):
         span = Span(Space.ACTIVATION, place, place + 1)
-        builder.add(Quantize(words=4, a_start=0, largest=1, inverse=2, activation=place, pitch=1, row=0), writes=[span])
+        builder.add(
+            Quantize(words=4, a_start=0, absmax=1, reciprocal_scale=2, activation=place, pitch=1, row=0), writes=[span]
+        )
         builder.add(
             Gemm(
                 rows=1,

@@ -11,13 +11,13 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, M
 
 import lepton.ai as lai
 from lepton.cli.bench_layers import random_decoder
+from lepton.compiler.decoder import DecoderCompiler
+from lepton.compiler.layout import Layout
+from lepton.compiler.step import StepShape
 from lepton.devices.emulator import EmulatorDevice
 from lepton.errors import InputError
-from lepton.layers import DecoderEngine
-from lepton.layers.decoder import DecoderCompiler
-from lepton.layers.layout import Layout
-from lepton.layers.reference import ReferenceEngine, attend
-from lepton.layers.step import StepShape
+from lepton.runtime.engine import DecoderEngine
+from lepton.runtime.reference import ReferenceEngine, attend
 from lepton_hw.commands import Gemm
 from lepton_hw.config import ATTENTION_CHUNK, CONFIGS, MAX_CONTEXT, get_config
 from lepton_hw.numerics import F32, QuantizedWeights, quantize_tokens
@@ -132,7 +132,7 @@ def test_attention_is_that_of_exact_numbers() -> None:
     rng = np.random.default_rng(1)
     queries, keys, values = (rng.standard_normal((n, 64)).astype(np.float32) for n in (20, 1500, 1500))
     keys, values = quantize_tokens(3 * keys), quantize_tokens(values)
-    exact = [part.mantissa * part.scale[:, None].astype(np.float64) for part in (keys, values)]
+    exact = [part.q * part.scale[:, None].astype(np.float64) for part in (keys, values)]
     for window in (0, 7, 700):
         scores = queries @ exact[0].T / 8
         behind = np.arange(1480, 1500)[:, None] - np.arange(1500)
@@ -145,7 +145,9 @@ def test_attention_is_that_of_exact_numbers() -> None:
 
 def test_the_longest_context() -> None:
     """Whatever a context register can count, and not one token more."""
-    spec = replace(random_decoder(1, hidden=32, heads=1, key_heads=1, head_size=16, inner=32), rotary=False)
+    spec = replace(
+        random_decoder(1, hidden_size=32, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=32), rotary=False
+    )
     device = EmulatorDevice(get_config("sim"), 1 << 26)
     for engine in (DecoderEngine, ReferenceEngine):
         arguments = (device, spec) if engine is DecoderEngine else (spec,)
@@ -160,9 +162,9 @@ def test_the_longest_context() -> None:
     def pad(tokens: int) -> None:
         """Have the reference hold zeros up to a token, as the memory of the device does."""
         for cache in (engines[1]._sequences[0].keys, engines[1]._sequences[0].values):
-            ((mantissa, scale),) = cache
+            ((q, scale),) = cache
             more = (0, tokens - scale.shape[1])
-            cache[0] = np.pad(mantissa, ((0, 0), more, (0, 0))), np.pad(scale, ((0, 0), more))
+            cache[0] = np.pad(q, ((0, 0), more, (0, 0))), np.pad(scale, ((0, 0), more))
 
     for position, count in ((0, 20), (20_000, 5), (MAX_CONTEXT - 1, 1)):
         values = inputs(count)
@@ -177,7 +179,7 @@ def test_the_longest_context() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_lists_of_a_long_context_are_as_wide_as_those_of_a_short_one(config: str) -> None:
     """What the scores of a list take on chip does not grow with the context."""
-    spec = random_decoder(1, hidden=128, heads=4, key_heads=2, head_size=64, inner=128)
+    spec = random_decoder(1, hidden_size=128, num_heads=4, num_kv_heads=2, head_dim=64, intermediate_size=128)
     build = get_config(config)
     layout = Layout(spec, build, slots=1, context=16 * ATTENTION_CHUNK)
     for tokens in (1, build.array_size):

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from lepton.cli import app
-from lepton.partition.cost import ALWAYS
+from lepton.placement.cost import ALWAYS
 
 
 @pytest.fixture(autouse=True)

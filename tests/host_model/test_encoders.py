@@ -20,14 +20,14 @@ from transformers import (
 )
 
 import lepton.ai as lai
+from lepton.compiler.decoder import DIVISIONS
 from lepton.errors import InputError
+from lepton.frontend.recognize import recognize_encoder
 from lepton.integrations.transformers import compile_
-from lepton.layers.decoder import DIVISIONS
-from lepton.layers.encode import EncoderForward
-from lepton.layers.encoder import EncoderEngine, PassCompiler
-from lepton.layers.recognize import recognize_encoder
-from lepton.partition import CostModel, PartitionError
-from lepton.partition.cost import ALWAYS
+from lepton.placement import CostModel, PlacementError
+from lepton.placement.cost import ALWAYS
+from lepton.runtime.encoder import EncoderEngine, PassCompiler
+from lepton.runtime.encoder_forward import EncoderForward
 from lepton_hw.config import CONFIGS
 
 SMALL: dict[str, Any] = {
@@ -146,7 +146,7 @@ def test_explain(load: Callable[..., lai.LeptonModel], kind: str, linears: int) 
 def test_strict_names_what_is_outside_the_layers(load: Callable[..., lai.LeptonModel], device: str) -> None:
     model = build("bert")
     with pytest.raises(
-        PartitionError,
+        PlacementError,
         match=r"^module 'pooler.dense': must be offloaded in strict mode, but stays on the host: too small: estimated "
         r"\d+ us on the accelerator, \d+ us on the host; pass strict=False to allow it$",
     ):
@@ -228,12 +228,12 @@ def test_strict_where_whole_layers_cannot_run() -> None:
     """Attention multiplies too; that it stays on the host is no failure where only Linear layers were asked for."""
     model = BertModel(BertConfig(**SMALL | {"intermediate_size": 200})).eval()
     with pytest.raises(
-        PartitionError,
+        PlacementError,
         match=r"^module 'encoder.layer.0.attention.self' \(and 1 more\): must be offloaded in strict mode, but stays "
         r"on the host: whole layers cannot run, since MLP width 200 is not a multiple of 16; pass strict=False to "
         r"allow it$",
     ):
         lai.load_model(model, "emulator", strict=True, cost=ALWAYS)
     with lai.load_model(model, "emulator", strict=True, cost=ALWAYS, layers=False) as loaded:
-        assert loaded.explain().obstacle == ""
+        assert loaded.explain().unsupported_reason == ""
         assert 0.9 < loaded.explain().offloaded_mac_fraction < 1

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import lepton.ai as lai
 from lepton.errors import FormatError, InputError
-from lepton.partition.cost import ALWAYS
+from lepton.placement.cost import ALWAYS
 
 DEVICES = ("reference", "emulator")
 

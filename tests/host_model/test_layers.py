@@ -23,9 +23,9 @@ from transformers import (
 
 import lepton.ai as lai
 from lepton.errors import InputError
-from lepton.layers.recognize import recognize
-from lepton.partition import PartitionError
-from lepton.partition.cost import ALWAYS
+from lepton.frontend.recognize import recognize
+from lepton.placement import PlacementError
+from lepton.placement.cost import ALWAYS
 from lepton_hw.config import CONFIGS
 
 SMALL: dict[str, Any] = {
@@ -221,7 +221,7 @@ def test_what_is_not_recognized(kind: str) -> None:
 def test_strict_where_whole_layers_cannot_run() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SMALL | {"intermediate_size": 200})).eval()
     with pytest.raises(
-        PartitionError,
+        PlacementError,
         match=r"^module 'model.layers.0.self_attn' \(and 1 more\): must be offloaded in strict mode, but stays on the "
         r"host: whole layers cannot run, since MLP width 200 is not a multiple of 16; pass strict=False to allow it$",
     ):
@@ -237,5 +237,5 @@ def test_what_does_not_fit_runs_linear_by_linear() -> None:
         report = loaded.explain()
         assert report.offloaded_mac_fraction < 1
         assert report.summary.endswith("; Linear by Linear, since MLP width 200 is not a multiple of 16")
-        assert report.to_dict()["obstacle"] == "MLP width 200 is not a multiple of 16"
+        assert report.to_dict()["unsupported_reason"] == "MLP width 200 is not a multiple of 16"
         assert loaded.generate(ids(1, 5), 3, do_sample=False).shape[1] <= 8

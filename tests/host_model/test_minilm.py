@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lepton.ai as lai
-from lepton.evaluate import sentences, similarity
+from lepton.bench.evaluate import sentences, similarity
 
 MODEL = "minilm-l6-v2"
 TEXTS = sentences("\n".join(topics.values()), 50)

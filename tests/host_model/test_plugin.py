@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 import lepton.ai as lai
 from lepton.errors import InputError
 from lepton.models import SourceError
-from lepton.partition import QuantizedLinear
-from lepton.partition.cost import ALWAYS
+from lepton.placement import QuantizedLinear
+from lepton.placement.cost import ALWAYS
 
 IDS = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import lepton.ai as lai
+from lepton.bench.evaluate import perplexity
 from lepton.errors import InputError
-from lepton.evaluate import perplexity
 
 MODEL = "smollm2-135m"
 PROMPTS = (

@@ -10,10 +10,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import lepton.ai as lai
-from lepton.executors import Executor, open_executor
-from lepton.layers import DecoderEngine
-from lepton.layers.forward import DecoderForward
-from lepton.partition.quantized import QuantizedLinear
+from lepton.quantization.quantized import QuantizedLinear
+from lepton.runtime.decoder_forward import DecoderForward
+from lepton.runtime.engine import DecoderEngine
+from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.numerics import quantize_weights
 
 MODEL = "smollm2-135m"

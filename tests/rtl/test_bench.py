@@ -10,15 +10,26 @@ from lepton.cli import app
 from lepton_hw.activity import UNITS
 
 SHAPES = {
-    "layer": ["--step", "1x1x20", "--hidden", "64", "--heads", "2", "--key-heads", "1", "--head-size", "32"],
-    "encoder": ["--tokens", "11", "--hidden", "64", "--heads", "2"],
+    "layer": ["--step", "1x1x20", "--hidden-size", "64", "--num-heads", "2", "--num-kv-heads", "1", "--head-dim", "32"],
+    "encoder": ["--tokens", "11", "--hidden-size", "64", "--num-heads", "2"],
 }
 
 
 @pytest.mark.parametrize("bench", SHAPES)
 def test_layers(bench: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    options = ["bench", bench, "-c", "nano", *SHAPES[bench], "--inner", "96", "--trace", str(trace), "--json"]
+    options = [
+        "bench",
+        bench,
+        "-c",
+        "nano",
+        *SHAPES[bench],
+        "--intermediate-size",
+        "96",
+        "--trace",
+        str(trace),
+        "--json",
+    ]
     run = CliRunner().invoke(app, options)
     assert run.exit_code == 0, run.output
     (result,) = json.loads(run.stdout)
@@ -37,6 +48,6 @@ def test_layers(bench: str, tmp_path: Path) -> None:
 
 
 def test_an_encoder_with_parts_of_dimensions() -> None:
-    run = CliRunner().invoke(app, ["bench", "encoder", "--hidden", "100", "--heads", "12"])
+    run = CliRunner().invoke(app, ["bench", "encoder", "--hidden-size", "100", "--num-heads", "12"])
     assert run.exit_code == 1
     assert "hidden size must be a multiple of its heads, not 100 for 12" in run.stderr

@@ -169,14 +169,14 @@ def _bad_ranges(config) -> dict[str, tuple[type, dict[str, int]]]:
         "target": (Vector, {**rows, "target_inner": last}),
         "reduced": (Vector, {**rows, "reduce": Reduce.SUM, "reduced": last - 2}),
         "quantize_a": (Quantize, {"flags": LengthFlag.NONE, "a_start": last}),
-        "quantize_largest": (Quantize, {"outer": 1, "inner": 2, "largest": last}),
-        "quantize_inverse": (Quantize, {"outer": 2, "inner": 1, "inverse": last}),
+        "quantize_absmax": (Quantize, {"outer": 1, "inner": 2, "absmax": last}),
+        "quantize_reciprocal_scale": (Quantize, {"outer": 2, "inner": 1, "reciprocal_scale": last}),
         "quantize_activation": (Quantize, {"activation": config.activation_words}),
         "quantize_pitch": (Quantize, {"outer": 2, "inner": 1, "pitch": config.activation_words}),
         "quantize_row": (Quantize, {"row": config.scale_rows}),
         "append_a": (Append, {"a_start": last}),
-        "append_largest": (Append, {"largest": last + 1}),
-        "append_inverse": (Append, {"inverse": last + 1}),
+        "append_absmax": (Append, {"absmax": last + 1}),
+        "append_reciprocal_scale": (Append, {"reciprocal_scale": last + 1}),
         "store_a": (Store, {"a_start": last, "words": 2}),
     }
 

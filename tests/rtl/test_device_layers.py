@@ -7,11 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+from lepton.activation import Activation
 from lepton.devices.emulator import EmulatorDevice
 from lepton.devices.registers import RegisterDevice
-from lepton.layers import DecoderEngine, EncoderEngine
-from lepton.layers.activation import Activation
-from lepton.layers.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
+from lepton.runtime.engine import DecoderEngine, EncoderEngine
+from lepton.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
 from lepton_hw.config import ATTENTION_CHUNK
 from lepton_hw.layout import Bytes, value_beat, value_stride
 from lepton_hw.numerics import F32, quantize_weights
@@ -39,8 +39,8 @@ def random_norm(rng: np.random.Generator, hidden: int, *, centered: bool) -> Nor
 
 def decoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 4, plain: bool = False) -> DecoderSpec:
     """A random decoder of two layers: in the manner of Llama, or plain, in that of GPT-2."""
-    head_size, inner, vocabulary = 64, 192, 90
-    key_heads = heads if plain else heads // 2
+    head_dim, inner, vocabulary = 64, 192, 90
+    num_kv_heads = heads if plain else heads // 2
 
     linear, norm = partial(random_linear, rng, bias=plain), partial(random_norm, rng, hidden, centered=plain)
 
@@ -51,8 +51,8 @@ def decoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 4, plai
         Layer(
             attention_norm=norm(),
             attention=Attention(
-                qkv=linear((heads + 2 * key_heads) * head_size, hidden, bias=True),
-                output=linear(hidden, heads * head_size),
+                qkv=linear((heads + 2 * num_kv_heads) * head_dim, hidden, bias=True),
+                output=linear(hidden, heads * head_dim),
                 window=window,
             ),
             mlp_norm=norm(),
@@ -63,16 +63,16 @@ def decoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 4, plai
         )
     ]
     return DecoderSpec(
-        hidden=hidden,
-        heads=heads,
-        key_heads=key_heads,
-        head_size=head_size,
-        inner=inner,
-        vocabulary=vocabulary,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
         epsilon=1e-5,
         layers=tuple(layers),
         norm=norm(),
-        head=linear(vocabulary, hidden, bias=False),
+        lm_head=linear(vocabulary, hidden, bias=False),
         rotary=not plain,
     )
 
@@ -97,7 +97,7 @@ def test_decoder_steps(machine_of: Callable, config: str, timing: str, plain: bo
     engines = [DecoderEngine(device, spec, context=100, slots=2) for device in (rtl, emulator)]
 
     def inputs(count: int) -> tuple[F32, F32, F32]:
-        x = rng.standard_normal((count, spec.hidden)).astype(np.float32)
+        x = rng.standard_normal((count, spec.hidden_size)).astype(np.float32)
         angles = rng.uniform(0, 7, (count, spec.angles))
         return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
@@ -120,17 +120,19 @@ def fill_caches(engines: Sequence[DecoderEngine], rng: np.random.Generator) -> N
     """Random keys and values everywhere, the same ones for all."""
     layout = engines[0]._layout
     size, beat = layout.config.array_size, layout.config.beat_bytes
-    head_size = layout.spec.head_size
+    head_dim = layout.spec.head_dim
 
     def scales(*shape: int) -> Bytes:
         return rng.uniform(0.001, 0.01, shape).astype(np.float32).view(np.uint8)
 
-    for layer, slot, head in product(range(len(layout.spec.layers)), range(layout.slots), range(layout.spec.key_heads)):
+    for layer, slot, head in product(
+        range(len(layout.spec.layers)), range(layout.slots), range(layout.spec.num_kv_heads)
+    ):
         blocks = layout.context // size
-        keys = rng.integers(0, 256, (blocks, 4 + head_size, beat), dtype=np.uint8)
+        keys = rng.integers(0, 256, (blocks, 4 + head_dim, beat), dtype=np.uint8)
         keys[:, :4] = scales(blocks, size).reshape(blocks, 4, beat)
         parts = [("keys", 0, keys), ("scales", 0, scales(layout.context))]
-        for chunk, block in product(range(0, layout.context, ATTENTION_CHUNK), range(head_size // size)):
+        for chunk, block in product(range(0, layout.context, ATTENTION_CHUNK), range(head_dim // size)):
             tokens = min(ATTENTION_CHUNK, layout.context - chunk)
             at = (block * value_stride(layout.config, layout.context) + value_beat(chunk)) * beat
             parts.append(("values", at, rng.integers(0, 256, (tokens, beat), dtype=np.uint8)))
@@ -153,7 +155,7 @@ def test_steps_across_chunks(machine_of: Callable, config: str, timing: str) -> 
     fill_caches(engines, rng)
 
     def inputs(count: int) -> tuple[F32, F32, F32]:
-        x = rng.standard_normal((count, spec.hidden)).astype(np.float32)
+        x = rng.standard_normal((count, spec.hidden_size)).astype(np.float32)
         angles = rng.uniform(0, 7, (count, spec.angles))
         return x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
@@ -172,18 +174,18 @@ def test_steps_across_chunks(machine_of: Callable, config: str, timing: str) -> 
 
 def encoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 2, layers: int = 2) -> EncoderSpec:
     """A random encoder."""
-    head_size, inner = 64, 192
+    head_dim, inner = 64, 192
     linear, norm = partial(random_linear, rng, bias=True), partial(random_norm, rng, hidden, centered=True)
     layers = [
         Layer(
             attention_norm=norm(),
-            attention=Attention(linear(3 * heads * head_size, hidden), linear(hidden, heads * head_size)),
+            attention=Attention(linear(3 * heads * head_dim, hidden), linear(hidden, heads * head_dim)),
             mlp_norm=norm(),
             mlp=Mlp(None, linear(inner, hidden), linear(hidden, inner), Activation.GELU),
         )
         for _ in range(layers)
     ]
-    return EncoderSpec(hidden, heads, head_size, inner, 1e-12, tuple(layers))
+    return EncoderSpec(hidden, heads, head_dim, inner, 1e-12, tuple(layers))
 
 
 @pytest.mark.parametrize("config", [*FAST, *LARGE])
@@ -198,7 +200,7 @@ def test_encoder_passes(machine_of: Callable, config: str, timing: str) -> None:
     emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
     engines = [EncoderEngine(device, spec, context=60) for device in (rtl, emulator)]
     for tokens in (35, 10):
-        x = rng.standard_normal((tokens, spec.hidden)).astype(np.float32)
+        x = rng.standard_normal((tokens, spec.hidden_size)).astype(np.float32)
         np.testing.assert_array_equal(*(engine.encode(x).view(np.uint32) for engine in engines))
         compare_counters(rtl, emulator)
     emulated = emulator.read(engines[1]._caches)
@@ -215,7 +217,7 @@ def test_an_encoder_pass_across_chunks(machine_of: Callable) -> None:
     spec = encoder(rng, hidden=64, heads=1, layers=1)
     rtl = RegisterDevice("rtl", machine.core, machine.config)
     emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
-    x = rng.standard_normal((515, spec.hidden)).astype(np.float32)
+    x = rng.standard_normal((515, spec.hidden_size)).astype(np.float32)
     hidden = [EncoderEngine(device, spec, context=520).encode(x) for device in (rtl, emulator)]
     np.testing.assert_array_equal(*(values.view(np.uint32) for values in hidden))
     compare_counters(rtl, emulator)

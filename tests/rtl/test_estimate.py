@@ -9,16 +9,16 @@ import pytest
 
 from lepton.cli.bench_hardware import run_gemm
 from lepton.cli.bench_layers import random_decoder
-from lepton.compiler import compile_linear
+from lepton.compiler.decoder import DecoderCompiler
+from lepton.compiler.layout import Layout
+from lepton.compiler.linear import compile_linear
+from lepton.compiler.step import StepShape, set_contexts
 from lepton.devices.base import Counters
 from lepton.devices.registers import RegisterDevice
 from lepton.devices.rtl import RtlDevice
 from lepton.errors import InputError
 from lepton.estimate import Memory, Run, execute, timing
-from lepton.layers import DecoderEngine
-from lepton.layers.decoder import DecoderCompiler
-from lepton.layers.layout import Layout
-from lepton.layers.step import StepShape, set_contexts
+from lepton.runtime.engine import DecoderEngine
 from lepton_hw.activity import UNITS, Activity
 from lepton_hw.commands import Command, Gemm, GemmFlag
 from lepton_hw.config import CONFIGS, get_config
@@ -41,11 +41,36 @@ another."""
 SLOW = MemoryTiming(read_latency=60, write_latency=30, read_bandwidth=160, write_bandwidth=160, read_outstanding=4)
 
 SHAPES = {
-    "token": ({"hidden": 128, "heads": 4, "key_heads": 2, "head_size": 64, "inner": 192}, 1, 1, 40),
-    "prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 50),
-    "batch": ({"hidden": 64, "heads": 3, "key_heads": 3, "head_size": 32, "inner": 128}, 1, 5, 70),
-    "long-token": ({"hidden": 64, "heads": 6, "key_heads": 3, "head_size": 32, "inner": 96}, 1, 1, 1500),
-    "long-prompt": ({"hidden": 64, "heads": 2, "key_heads": 1, "head_size": 32, "inner": 96}, 8, 1, 530),
+    "token": (
+        {"hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "intermediate_size": 192},
+        1,
+        1,
+        40,
+    ),
+    "prompt": (
+        {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96},
+        8,
+        1,
+        50,
+    ),
+    "batch": (
+        {"hidden_size": 64, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "intermediate_size": 128},
+        1,
+        5,
+        70,
+    ),
+    "long-token": (
+        {"hidden_size": 64, "num_heads": 6, "num_kv_heads": 3, "head_dim": 32, "intermediate_size": 96},
+        1,
+        1,
+        1500,
+    ),
+    "long-prompt": (
+        {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96},
+        8,
+        1,
+        530,
+    ),
 }
 """Decoders with new tokens, sequences and context."""
 
@@ -77,7 +102,7 @@ def run_both(
     engine = DecoderEngine(device, spec, context=context, slots=sequences)
     engine.observe = counted.append
     rng = np.random.default_rng(2)
-    widths = (spec.hidden, spec.head_size // 2, spec.head_size // 2)
+    widths = (spec.hidden_size, spec.head_dim // 2, spec.head_dim // 2)
     inputs = [rng.standard_normal((max(tokens, sequences), n)).astype(np.float32) for n in widths]
     if tokens > 1:
         engine.prefill(*inputs, position=context - tokens)

@@ -1,9 +1,8 @@
 """The public face: ``import lepton.ai as lai``."""
 
+from lepton.ai.loading import load_model
+from lepton.ai.model import LeptonModel, TextStream
 from lepton.integrations import LeptonConfig, quantize_
-from lepton.partition import CostModel, Report
-
-from .loading import load_model
-from .model import LeptonModel, TextStream
+from lepton.placement import CostModel, Report
 
 __all__ = ["CostModel", "LeptonConfig", "LeptonModel", "Report", "TextStream", "load_model", "quantize_"]

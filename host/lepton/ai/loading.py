@@ -12,17 +12,16 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from lepton.ai.model import LeptonModel
+from lepton.compiler.command_lists import CommandLists
 from lepton.errors import InputError
-from lepton.executors import Executor, open_executor
+from lepton.frontend.trace import Inputs
 from lepton.integrations.transformers import METHOD, LeptonConfig, compile_, quantize_
-from lepton.layers.offload import NotCompiledError
-from lepton.layers.programs import Programs
 from lepton.models import SourceError, resolve
-from lepton.partition import CostModel
-from lepton.partition.trace import Inputs
+from lepton.placement import CostModel
+from lepton.placement.whole_layers import UnsupportedModel
+from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.config import get_config
-
-from .model import LeptonModel
 
 CPU = "cpu"
 """The device on which nothing is offloaded."""
@@ -93,7 +92,7 @@ def load_model(
         else:
             folder = resolve(source)
             module, tokenizer = _load_folder(folder, config)
-            programs = Programs.load(folder)
+            programs = CommandLists.load(folder)
         nn.Module.to(module, host).eval()
         skip = tuple(skip)
         if executor is not None:
@@ -125,25 +124,25 @@ def _offload(
 ) -> None:
     """Run whole layers if that can be done, else Linear layers one by one. A saved model stays what it was."""
     settings: Any = getattr(getattr(module, "config", None), "quantization_config", None)
-    obstacle = ""
+    unsupported_reason = ""
     if isinstance(settings, LeptonConfig) and settings.layers:
         try:
             compile_(module, executor, config=config, **both, **layers)
-        except NotCompiledError as reason:
+        except UnsupportedModel as reason:
             raise InputError(
                 f"model: was saved with whole layers, which must run on '{config}', but {reason}; choose another "
                 f"configuration, or load the model it was made of"
             ) from reason
         return
     if whole and isinstance(settings, LeptonConfig):
-        obstacle = "the model was saved so"
+        unsupported_reason = "the model was saved so"
     elif whole:
         try:
             compile_(module, executor, config=config, **both, **layers)
             return
-        except NotCompiledError as reason:
-            obstacle = str(reason)
-    quantize_(module, executor, config=config, obstacle=obstacle, **both, **linears)
+        except UnsupportedModel as reason:
+            unsupported_reason = str(reason)
+    quantize_(module, executor, config=config, unsupported_reason=unsupported_reason, **both, **linears)
 
 
 def _host_device(name: str) -> torch.device:

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from lepton.errors import InputError
-from lepton.executors import Executor
-from lepton.layers.forward import DecoderForward
-from lepton.partition import Report
+from lepton.placement import Report
+from lepton.runtime.decoder_forward import DecoderForward
+from lepton.runtime.executor import Executor
 
 
 class LeptonModel:

@@ -2,8 +2,8 @@
 
 import typer
 
-from . import bench, estimate, model, rtl
-from .common import Group
+from lepton.cli import bench, estimate, model, rtl
+from lepton.cli.common import Group
 
 app = typer.Typer(
     name="lepton",

@@ -2,9 +2,9 @@
 
 import typer
 
-from .bench_decode import decode
-from .bench_hardware import gemm, simulation
-from .bench_layers import attention, encoder, layer
+from lepton.cli.bench_decode import decode
+from lepton.cli.bench_hardware import gemm, simulation
+from lepton.cli.bench_layers import attention, encoder, layer
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.command()(decode)

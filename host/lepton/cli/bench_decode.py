@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lepton.cli.common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, print_json
 from lepton.devices.base import Counters
 from lepton.errors import InputError, MissingDependencyError
 from lepton.progress import progress_bars
 
-from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, print_json
-
 if TYPE_CHECKING:
     from lepton.ai import LeptonModel
-    from lepton.layers import DecoderEngine
+    from lepton.runtime.engine import DecoderEngine
 
 _PROMPT = "What is gravity?"
 
@@ -108,8 +107,8 @@ def _lepton(model: "LeptonModel") -> _Contender:
 
 def _engine(model: "LeptonModel") -> "DecoderEngine | None":
     """The engine of a model that runs as whole layers."""
-    from lepton.layers import DecoderEngine
-    from lepton.layers.forward import DecoderForward
+    from lepton.runtime.decoder_forward import DecoderForward
+    from lepton.runtime.engine import DecoderEngine
 
     forward = model.module.forward
     if isinstance(forward, DecoderForward) and isinstance(forward.decoder, DecoderEngine):

@@ -11,15 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lepton.compiler import compile_linear
+from lepton.cli.common import ConfigOption, JsonOption, print_json
+from lepton.compiler.linear import compile_linear
 from lepton.devices.base import Counters, Device
 from lepton.devices.rtl import open_rtl
 from lepton.errors import InputError
 from lepton_hw.config import PAGE_BYTES, HardwareConfig, get_config
 from lepton_hw.layout import pack_activations, pack_weights, unpack_output
 from lepton_hw.numerics import QuantizedRows, accumulate, quantize_rows, quantize_weights, scale_output
-
-from .common import ConfigOption, JsonOption, print_json
 
 DEFAULT_SHAPES = ("64x576x1536", "16x576x576", "1x576x1536")
 """Layers of SmolLM2-135M: reading a prompt, a batch, one token."""
@@ -74,13 +73,13 @@ def run_gemm(device: Device, m: int, k: int, n: int) -> tuple[Counters, float, b
     program = compile_linear(config, m, n, k, bias=False)
     packed = np.concatenate(
         [
-            pack_activations(config, QuantizedRows(rows.mantissa[block], rows.shift[block], rows.scale[block]))
+            pack_activations(config, QuantizedRows(rows.q[block], rows.shift[block], rows.scale[block]))
             for block in (slice(part.start, part.stop) for part in program.blocks)
         ]
     )
     contents = (
         np.frombuffer(program.encoded, np.uint8),
-        pack_weights(config, weights.mantissa, weights.scale),
+        pack_weights(config, weights.q, weights.scale),
         packed,
         np.zeros(program.output_bytes, np.uint8),
     )
@@ -99,7 +98,7 @@ def run_gemm(device: Device, m: int, k: int, n: int) -> tuple[Counters, float, b
     found = np.concatenate(
         [unpack_output(config, results[sizes[i] : sizes[i + 1]], len(part), n) for i, part in enumerate(program.blocks)]
     )
-    sums = accumulate(rows.mantissa, rows.shift, weights.mantissa)
+    sums = accumulate(rows.q, rows.shift, weights.q)
     expected = scale_output(sums, rows.scale, weights.scale, None)
     return counters, seconds, np.array_equal(found.view(np.uint32), expected.view(np.uint32))
 

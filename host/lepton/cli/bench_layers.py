@@ -11,18 +11,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lepton.activation import Activation
+from lepton.cli.common import ConfigOption, JsonOption, print_json
 from lepton.devices.base import Counters
 from lepton.devices.rtl import RtlDevice, open_rtl
 from lepton.errors import InputError
-from lepton.layers import DecoderEngine
-from lepton.layers.activation import Activation
-from lepton.layers.encoder import EncoderEngine
-from lepton.layers.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
 from lepton.progress import progress_bars
+from lepton.runtime.encoder import EncoderEngine
+from lepton.runtime.engine import DecoderEngine
+from lepton.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
 from lepton_hw.config import get_config
 from lepton_hw.numerics import QuantizedWeights
-
-from .common import ConfigOption, JsonOption, print_json
 
 TIMEOUT_SECONDS = 3600.0
 MEMORY_BYTES = 1 << 27
@@ -64,45 +63,71 @@ class _Random:
 
     def linear(self, columns: int, length: int, *, bias: bool = False) -> Linear:
         """A Linear layer that keeps the size of what it is given."""
-        mantissa = self._rng.integers(-127, 128, (columns, length), dtype=np.int8)
+        q = self._rng.integers(-127, 128, (columns, length), dtype=np.int8)
         scale = np.full(columns, 1 / (73 * np.sqrt(length)), np.float32)
-        return Linear(QuantizedWeights(mantissa, scale), np.zeros(columns, np.float32) if bias else None)
+        return Linear(QuantizedWeights(q, scale), np.zeros(columns, np.float32) if bias else None)
 
 
-def random_decoder(layers: int, *, hidden: int, heads: int, key_heads: int, head_size: int, inner: int) -> DecoderSpec:
+def random_decoder(
+    layers: int, *, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int, intermediate_size: int
+) -> DecoderSpec:
     """A decoder with random weights."""
     linear = _Random().linear
-    ones = Norm(np.ones(hidden, np.float32))
+    ones = Norm(np.ones(hidden_size, np.float32))
     layer = Layer(
         attention_norm=ones,
-        attention=Attention(linear((heads + 2 * key_heads) * head_size, hidden), linear(hidden, heads * head_size)),
+        attention=Attention(
+            linear((num_heads + 2 * num_kv_heads) * head_dim, hidden_size), linear(hidden_size, num_heads * head_dim)
+        ),
         mlp_norm=ones,
-        mlp=Mlp(linear(inner, hidden), linear(inner, hidden), linear(hidden, inner)),
+        mlp=Mlp(
+            linear(intermediate_size, hidden_size),
+            linear(intermediate_size, hidden_size),
+            linear(hidden_size, intermediate_size),
+        ),
     )
-    head = linear(VOCABULARY, hidden)
-    return DecoderSpec(hidden, heads, key_heads, head_size, inner, VOCABULARY, 1e-5, (layer,) * layers, ones, head)
+    head = linear(VOCABULARY, hidden_size)
+    return DecoderSpec(
+        hidden_size,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        intermediate_size,
+        VOCABULARY,
+        1e-5,
+        (layer,) * layers,
+        ones,
+        head,
+    )
 
 
-def random_encoder(layers: int, *, hidden: int, heads: int, inner: int) -> EncoderSpec:
+def random_encoder(layers: int, *, hidden_size: int, num_heads: int, intermediate_size: int) -> EncoderSpec:
     """An encoder like BERT with random weights."""
     linear = _Random().linear
-    norm = Norm(np.ones(hidden, np.float32), np.zeros(hidden, np.float32))
+    norm = Norm(np.ones(hidden_size, np.float32), np.zeros(hidden_size, np.float32))
     layer = Layer(
         attention_norm=norm,
-        attention=Attention(linear(3 * hidden, hidden, bias=True), linear(hidden, hidden, bias=True)),
+        attention=Attention(
+            linear(3 * hidden_size, hidden_size, bias=True), linear(hidden_size, hidden_size, bias=True)
+        ),
         mlp_norm=norm,
-        mlp=Mlp(None, linear(inner, hidden, bias=True), linear(hidden, inner, bias=True), Activation.GELU),
+        mlp=Mlp(
+            None,
+            linear(intermediate_size, hidden_size, bias=True),
+            linear(hidden_size, intermediate_size, bias=True),
+            Activation.GELU,
+        ),
     )
-    return EncoderSpec(hidden, heads, hidden // heads, inner, 1e-12, (layer,) * layers)
+    return EncoderSpec(hidden_size, num_heads, hidden_size // num_heads, intermediate_size, 1e-12, (layer,) * layers)
 
 
 @dataclass(frozen=True)
 class _Shape:
-    hidden: int
-    heads: int
-    key_heads: int
-    head_size: int
-    inner: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
 
 
 def _add(counters: list[Counters]) -> dict[str, int]:
@@ -161,9 +186,9 @@ def _decoder_step(shape: _Shape, tokens: int, sequences: int, context: int) -> _
         engine = DecoderEngine(device, spec, context=context, slots=sequences, timeout=TIMEOUT_SECONDS)
         engine.observe = observe
         rng = np.random.default_rng(1)
-        half = spec.head_size // 2
+        half = spec.head_dim // 2
         rows = tokens if tokens > 1 else sequences
-        x, cosines, sines = (rng.standard_normal((rows, n)).astype(np.float32) for n in (spec.hidden, half, half))
+        x, cosines, sines = (rng.standard_normal((rows, n)).astype(np.float32) for n in (spec.hidden_size, half, half))
         if tokens > 1:
             engine.prefill(x, cosines, sines, position=context - tokens)
         else:
@@ -172,12 +197,12 @@ def _decoder_step(shape: _Shape, tokens: int, sequences: int, context: int) -> _
     return step
 
 
-def _encoder_step(hidden: int, heads: int, inner: int, tokens: int) -> _Step:
+def _encoder_step(hidden_size: int, num_heads: int, intermediate_size: int, tokens: int) -> _Step:
     def step(device: RtlDevice, layers: int, observe: Callable[[Counters], object]) -> None:
-        spec = random_encoder(layers, hidden=hidden, heads=heads, inner=inner)
+        spec = random_encoder(layers, hidden_size=hidden_size, num_heads=num_heads, intermediate_size=intermediate_size)
         engine = EncoderEngine(device, spec, context=tokens, timeout=TIMEOUT_SECONDS)
         engine.observe = observe
-        engine.encode(np.random.default_rng(1).standard_normal((tokens, hidden)).astype(np.float32))
+        engine.encode(np.random.default_rng(1).standard_normal((tokens, hidden_size)).astype(np.float32))
 
     return step
 
@@ -232,11 +257,11 @@ def layer(
         list[str] | None,
         typer.Option("--step", metavar="TxBxC", help="New tokens, sequences, context with them; repeatable."),
     ] = None,
-    hidden: HiddenOption = 576,
-    heads: HeadsOption = 9,
-    key_heads: Annotated[int, typer.Option(help="Key heads.")] = 3,
-    head_size: Annotated[int, typer.Option(help="Dimensions of a head.")] = 64,
-    inner: InnerOption = 1536,
+    hidden_size: HiddenOption = 576,
+    num_heads: HeadsOption = 9,
+    num_kv_heads: Annotated[int, typer.Option(help="KV heads.")] = 3,
+    head_dim: Annotated[int, typer.Option(help="Dimensions of a head.")] = 64,
+    intermediate_size: InnerOption = 1536,
     device: ClockedOption = "rtl",
     memory_latency: LatencyOption = 0,
     refresh: RefreshOption = False,
@@ -244,10 +269,10 @@ def layer(
     json: JsonOption = False,
 ) -> None:
     """Count the cycles of one decoder layer; by default those of SmolLM2-135M."""
-    from .bench_hardware import parse_shape
+    from lepton.cli.bench_hardware import parse_shape
 
     setup = _setup(device, config, memory_latency, refresh, trace)
-    shape = _Shape(hidden, heads, key_heads, head_size, inner)
+    shape = _Shape(hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size)
     steps = [parse_shape(text) for text in step or ("1x1x256", "128x1x128", "1x16x64")]
     with progress_bars() as progress:
         results = [measure_decoder(setup, shape, *parts) for parts in progress.track(steps, description="Simulating")]
@@ -259,9 +284,9 @@ def encoder(
     tokens: Annotated[
         list[int] | None, typer.Option("--tokens", min=1, help="Tokens of the sequence; repeatable.")
     ] = None,
-    hidden: HiddenOption = 384,
-    heads: HeadsOption = 12,
-    inner: InnerOption = 1536,
+    hidden_size: HiddenOption = 384,
+    num_heads: HeadsOption = 12,
+    intermediate_size: InnerOption = 1536,
     device: ClockedOption = "rtl",
     memory_latency: LatencyOption = 0,
     refresh: RefreshOption = False,
@@ -270,11 +295,13 @@ def encoder(
 ) -> None:
     """Count the cycles of one encoder layer; by default those of MiniLM."""
     setup = _setup(device, config, memory_latency, refresh, trace)
-    if hidden % heads:
-        raise InputError(f"encoder: hidden size must be a multiple of its heads, not {hidden} for {heads}; change one")
+    if hidden_size % num_heads:
+        raise InputError(
+            f"encoder: hidden size must be a multiple of its heads, not {hidden_size} for {num_heads}; change one"
+        )
     with progress_bars() as progress:
         results = [
-            measure(setup, _encoder_step(hidden, heads, inner, count), count, 1, count)
+            measure(setup, _encoder_step(hidden_size, num_heads, intermediate_size, count), count, 1, count)
             for count in progress.track(tokens or (64, 128), description="Simulating")
         ]
     _show(results, json)

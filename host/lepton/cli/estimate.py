@@ -8,10 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from lepton.cli.common import JsonOption, ModelArgument, print_json
 from lepton.estimate.boards import BOARDS
 from lepton_hw.config import get_config
-
-from .common import JsonOption, ModelArgument, print_json
 
 
 def estimate(

@@ -10,10 +10,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lepton.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    SkipOption,
+    StrictOption,
+    print_json,
+)
 from lepton.errors import InputError
 from lepton_hw.config import CONFIGS
-
-from .common import ConfigOption, DeviceOption, JsonOption, ModelArgument, SkipOption, StrictOption, print_json
 
 TextOption = Annotated[Path, typer.Option(help="File with the text.", exists=True, dir_okay=False, readable=True)]
 
@@ -93,12 +100,12 @@ def compile_(
 ) -> None:
     """Quantize a model and compile its command lists, for a folder that loads like any other."""
     import lepton.ai as lai
-    from lepton.layers.programs import Programs
+    from lepton.compiler.command_lists import CommandLists
 
     with lai.load_model(model, device, config=config, context=context, sequences=sequences) as loaded:
         loaded.save(output)
         report = loaded.explain()
-    programs = Programs.load(output)
+    programs = CommandLists.load(output)
     lists = {} if programs is None else programs.lists
     if json:
         print_json(
@@ -109,7 +116,7 @@ def compile_(
                 "list_bytes": sum(map(len, lists.values())),
                 "context": programs and programs.context,
                 "sequences": programs and programs.slots,
-                "obstacle": report.obstacle,
+                "unsupported_reason": report.unsupported_reason,
             }
         )
         return
@@ -231,7 +238,7 @@ def perplexity(
 ) -> None:
     """Compare the perplexity of a text on a device with that of the float32 model."""
     import lepton.ai as lai
-    from lepton.evaluate import perplexity as measure
+    from lepton.bench.evaluate import perplexity as measure
 
     content = _read(text)
     with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
@@ -257,8 +264,8 @@ def similarity(
 ) -> None:
     """Compare the embeddings of sentences on a device with those of the float32 model: cosines."""
     import lepton.ai as lai
-    from lepton.evaluate import sentences as split
-    from lepton.evaluate import similarity as measure
+    from lepton.bench.evaluate import sentences as split
+    from lepton.bench.evaluate import similarity as measure
 
     texts = split(_read(text), sentences)
     with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from lepton.cli.common import ConfigOption, JsonOption, print_json
 from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.config import get_config
-
-from .common import ConfigOption, JsonOption, print_json
 
 app = typer.Typer(help="Generate the hardware design and report what it takes.", no_args_is_help=True)
 

@@ -1,9 +1,8 @@
 """Accelerator devices."""
 
+from lepton.devices.base import Device
+from lepton.errors import InputError
 from lepton_hw.config import HardwareConfig
-
-from ..errors import InputError
-from .base import Device
 
 DEVICES = ("emulator", "rtl")
 """What :func:`open_device` opens."""
@@ -16,11 +15,11 @@ def open_device(name: str, config: HardwareConfig, memory_bytes: int | None = No
     """
     # Each device brings a compiler or packages of its own: import only what is asked for.
     if name == "emulator":
-        from .emulator import DEFAULT_MEMORY_BYTES, EmulatorDevice
+        from lepton.devices.emulator import DEFAULT_MEMORY_BYTES, EmulatorDevice
 
         return EmulatorDevice(config, memory_bytes or DEFAULT_MEMORY_BYTES)
     if name == "rtl":
-        from .rtl import DEFAULT_MEMORY_BYTES, open_rtl
+        from lepton.devices.rtl import DEFAULT_MEMORY_BYTES, open_rtl
 
         return open_rtl(config, memory_bytes or DEFAULT_MEMORY_BYTES)
     raise InputError(f"device '{name}': must be one of {', '.join(DEVICES)}; see `lepton devices`")

@@ -9,10 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton.errors import InputError, MemoryFullError
 from lepton_hw.commands import BASES, COMMAND_BYTES, disassemble
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
-
-from ..errors import InputError, MemoryFullError
 
 Bytes = NDArray[np.uint8]
 

@@ -11,6 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from lepton.devices import kernels
+from lepton.devices.base import Bytes, Counters, Device
+from lepton.devices.kernels import Column
+from lepton.errors import ConfigError, DeviceError
 from lepton_hw.checks import command_error, resolve
 from lepton_hw.commands import (
     COMMAND_BYTES,
@@ -30,11 +34,6 @@ from lepton_hw.commands import (
 )
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
-
-from ..errors import ConfigError, DeviceError
-from . import kernels
-from .base import Bytes, Counters, Device
-from .kernels import Column
 
 MEMORY_BASE = 0x1000_0000
 """Address of the first byte of memory: not zero, so that an address that lost its base is noticed."""

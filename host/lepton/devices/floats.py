@@ -137,19 +137,19 @@ def apply_row(bits, function):
 
 
 @njit("f4(f4[::1])", cache=True)
-def largest_magnitude(x):
-    """The largest magnitude: patterns are ordered like magnitudes, NaN above all."""
-    bits, largest = x.view(np.int32), np.int32(0)
+def absmax(x):
+    """The absmax: patterns are ordered like magnitudes, NaN above all."""
+    bits, found = x.view(np.int32), np.int32(0)
     for k in range(bits.size):
-        largest = max(largest, bits[k] & _MAGNITUDE)
-    return flush(np.int32(largest).view(np.float32))
+        found = max(found, bits[k] & _MAGNITUDE)
+    return flush(np.int32(found).view(np.float32))
 
 
 @njit("f4(f4[::1], f4[::1], i8)", cache=True)
 def reduce_row(x, spare, reduce):
     """Reduce flushed elements as :func:`lepton_hw.numerics.reduce_rows` does; both rows are used up."""
     if reduce == Reduce.ABSOLUTE:
-        return largest_magnitude(x)
+        return absmax(x)
     count = x.size
     while count > 1:
         half = count // 2

@@ -12,6 +12,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from lepton.devices.floats import ZERO, apply_row, combine_row, flush, reduce_row, scale_row
+from lepton.devices.floats import absmax as absmax_of
+from lepton.devices.tiles import ROWS, block_products
 from lepton_hw.commands import (
     AppendFlag,
     Function,
@@ -25,10 +28,7 @@ from lepton_hw.commands import (
 from lepton_hw.config import ATTENTION_CHUNK, BLOCK, GROUP_WORDS
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
-from lepton_hw.numerics import MANTISSA_MAX, MAX_SHIFT, ROW_FLOOR, SCALE_OF_LARGEST
-
-from .floats import ZERO, apply_row, combine_row, flush, largest_magnitude, reduce_row, scale_row
-from .tiles import ROWS, block_products
+from lepton_hw.numerics import MAX_SHIFT, Q_MAX, ROW_FLOOR, SCALE_OF_ABSMAX
 
 
 class Column(IntEnum):
@@ -80,8 +80,8 @@ class Column(IntEnum):
     REDUCED = 40
     B_VALUE = 41
     C_VALUE = 42
-    LARGEST = 43
-    INVERSE = 44
+    ABSMAX = 43
+    RECIPROCAL_SCALE = 44
     CACHE = 45
     SCALES = 46
     HEAD_STRIDE = 47
@@ -116,7 +116,7 @@ _SHARED_PRODUCTS = 1 << 17
 _SPINS = 4000
 """Turns of a waiting thread before it lets others run."""
 
-_MANTISSA_MAX = np.float32(MANTISSA_MAX)
+Q_MAX = np.float32(Q_MAX)
 _NEGATIVE_INFINITY = np.float32(-np.inf)
 _ONE = np.float32(1)
 
@@ -168,7 +168,7 @@ def _fail(outcome, code, step):
 
 @njit("void(i8[::1], i8, i1[::1], f4[::1], i2[::1], f4[::1], i8[::1])", nogil=True, cache=True)
 def _load(step, size, memory, floats, buffer, eighths, outcome):
-    """Packed rows → ``buffer``, ``mantissa << (MAX_SHIFT - shift)``, and row scales."""
+    """Packed rows → ``buffer``, ``q << (MAX_SHIFT - shift)``, and row scales."""
     rows, words, source = step[Column.ROWS], step[Column.WORDS], step[Column.SOURCE]
     beats = rows * (words + (words + GROUP_WORDS - 1) // GROUP_WORDS)
     if source < 0 or source + beats * size > memory.size:
@@ -444,26 +444,26 @@ def _vector(step, contexts, size, vectors, scratch, outcome):
 
 
 @njit("f4(f4)", nogil=True, inline="always")
-def _mantissa(x):
-    return min(max(np.rint(x), -_MANTISSA_MAX), _MANTISSA_MAX) if x == x else _MANTISSA_MAX
+def _q(x):
+    return min(max(np.rint(x), -Q_MAX), Q_MAX) if x == x else Q_MAX
 
 
 @njit("f4(f4)", nogil=True, inline="always")
-def _scale(largest):
-    """NaN is not lost: it makes the scale NaN, if the mantissas are zero."""
-    return ZERO if largest < ROW_FLOOR else flush(largest * SCALE_OF_LARGEST)
+def _scale(absmax):
+    """NaN is not lost: it makes the scale NaN, if the int8 values are zero."""
+    return ZERO if absmax < ROW_FLOOR else flush(absmax * SCALE_OF_ABSMAX)
 
 
 @njit("void(f4[::1], f4, f4, i2[::1])", nogil=True, cache=True)
-def _quantize_block(x, largest, inverse, mantissas):
-    """A block of a row with this largest magnitude and this reciprocal of its scale."""
-    block_largest = largest_magnitude(x)
+def _quantize_block(x, absmax, reciprocal_scale, mantissas):
+    """A block of a row with this absmax and this reciprocal of its scale."""
+    block_absmax = absmax_of(x)
     shift = 0
     for k in range(1, MAX_SHIFT + 1):
-        shift += block_largest <= largest * np.float32(1 / (1 << k))
-    factor = inverse * np.float32(1 << shift)
+        shift += block_absmax <= absmax * np.float32(1 / (1 << k))
+    factor = reciprocal_scale * np.float32(1 << shift)
     for k in range(x.size):
-        mantissas[k] = np.int16(_mantissa(flush(x[k]) * factor)) << (MAX_SHIFT - shift)
+        mantissas[k] = np.int16(_q(flush(x[k]) * factor)) << (MAX_SHIFT - shift)
 
 
 @njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -477,8 +477,8 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
     last_word = step[Column.ACTIVATION] + (rows - 1) * step[Column.PITCH] + words // PARAMETER_BEATS
     if (
         _outside(step, a_at, a_outer, a_inner, words, 1, depth)
-        or step[Column.LARGEST] + rows > depth
-        or step[Column.INVERSE] + rows > depth
+        or step[Column.ABSMAX] + rows > depth
+        or step[Column.RECIPROCAL_SCALE] + rows > depth
         or last_word * size > buffer.size
         or step[Column.ROW] + rows > eighths.size
     ):
@@ -488,17 +488,19 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
         for j in range(step[Column.INNER]):
             row = i * step[Column.INNER] + j
             at = (a_at + i * a_outer + j * a_inner) * lanes
-            largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
-            inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
+            absmax = flush(vectors[(step[Column.ABSMAX] + row) * lanes])
+            reciprocal_scale = flush(vectors[(step[Column.RECIPROCAL_SCALE] + row) * lanes])
             target = (step[Column.ACTIVATION] + row * step[Column.PITCH]) * size
-            live = largest >= ROW_FLOOR
-            eighths[step[Column.ROW] + row] = flush(_scale(largest) * np.float32(0.125))
+            live = absmax >= ROW_FLOOR
+            eighths[step[Column.ROW] + row] = flush(_scale(absmax) * np.float32(0.125))
             if not live:
                 buffer[target : target + count] = 0
                 continue
             for start in range(0, count, BLOCK):
                 end = min(start + BLOCK, count)
-                _quantize_block(vectors[at + start : at + end], largest, inverse, buffer[target + start : target + end])
+                _quantize_block(
+                    vectors[at + start : at + end], absmax, reciprocal_scale, buffer[target + start : target + end]
+                )
 
 
 @njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
@@ -515,8 +517,8 @@ def _append(step, contexts, size, memory, floats, vectors, outcome):
     rows = step[Column.OUTER] * step[Column.INNER]
     if (
         _outside(step, a_at, a_outer, a_inner, words, 1, depth)
-        or step[Column.LARGEST] + rows > depth
-        or step[Column.INVERSE] + rows > depth
+        or step[Column.ABSMAX] + rows > depth
+        or step[Column.RECIPROCAL_SCALE] + rows > depth
     ):
         _fail(outcome, ErrorCode.RANGE, step)
         return
@@ -525,10 +527,10 @@ def _append(step, contexts, size, memory, floats, vectors, outcome):
         for j in range(step[Column.INNER]):
             row = i * step[Column.INNER] + j
             at = (a_at + i * a_outer + j * a_inner) * lanes
-            largest = flush(vectors[(step[Column.LARGEST] + row) * lanes])
-            inverse = flush(vectors[(step[Column.INVERSE] + row) * lanes])
-            live = largest >= ROW_FLOOR
-            scale = _scale(largest)
+            absmax = flush(vectors[(step[Column.ABSMAX] + row) * lanes])
+            reciprocal_scale = flush(vectors[(step[Column.RECIPROCAL_SCALE] + row) * lanes])
+            live = absmax >= ROW_FLOOR
+            scale = _scale(absmax)
             cache = step[Column.CACHE] + j * step[Column.HEAD_STRIDE] * size
             if value:
                 begin = cache + (PARAMETER_BEATS * (position // ATTENTION_CHUNK + 1) + position) * size
@@ -547,11 +549,11 @@ def _append(step, contexts, size, memory, floats, vectors, outcome):
                 return
             floats[at_scale // 4] = scale
             for d in range(count):
-                mantissa = np.int8(_mantissa(flush(vectors[at + d]) * inverse)) if live else np.int8(0)
+                q = np.int8(_q(flush(vectors[at + d]) * reciprocal_scale)) if live else np.int8(0)
                 if value:
-                    memory[begin + d // size * step[Column.STRIDE] * size + d % size] = mantissa
+                    memory[begin + d // size * step[Column.STRIDE] * size + d % size] = q
                 else:
-                    memory[begin + (PARAMETER_BEATS + d) * size + position % size] = mantissa
+                    memory[begin + (PARAMETER_BEATS + d) * size + position % size] = q
 
 
 @njit("void(i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)

@@ -3,12 +3,11 @@
 import time
 from typing import Protocol
 
+from lepton.devices.base import Bytes, Counters, Device
+from lepton.errors import ConfigError, DeviceError, DeviceMismatchError, DeviceState, DeviceTimeout
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import COUNTERS, ID, REGISTERS, Control, Register
-
-from ..errors import ConfigError, DeviceError, DeviceMismatchError, DeviceState, DeviceTimeout
-from .base import Bytes, Counters, Device
 
 
 class Transport(Protocol):

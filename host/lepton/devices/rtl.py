@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lepton.devices.registers import RegisterDevice
+from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.activity import Activity
 from lepton_hw.commands import COMMAND_BYTES, Command, decode
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
-
-from ..errors import InputError, MissingDependencyError
-from .registers import RegisterDevice
 
 if TYPE_CHECKING:
     from lepton_sim.device import MemoryTiming, Trace, VerilatedCore

@@ -1,9 +1,9 @@
 """A cycle model of the accelerator: runs command lists without data."""
 
-from .boards import BOARDS, Board, Memory, get_board
-from .machine import Run, execute
-from .model import Estimate, Part, estimate
-from .shapes import decoder_shape
+from lepton.estimate.boards import BOARDS, Board, Memory, get_board
+from lepton.estimate.machine import Run, execute
+from lepton.estimate.model import Estimate, Part, estimate
+from lepton.estimate.shapes import decoder_shape
 
 __all__ = [
     "BOARDS",

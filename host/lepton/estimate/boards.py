@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from lepton.errors import InputError
 from lepton_hw.config import HardwareConfig
-
-from ..errors import InputError
 
 LONGEST_WAIT = 1 << 20
 

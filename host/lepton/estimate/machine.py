@@ -5,6 +5,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lepton.errors import InputError
+from lepton.estimate import timing
+from lepton.estimate.boards import Memory
+from lepton.estimate.kernel import Condition, JobQueue, Loop, Process, Semaphores
+from lepton.estimate.memory import FETCH, LOAD, STREAM, Arrival, BeatQueue, Bus, Placed, ReadPort
+from lepton.estimate.timing import Product, VectorCommand
 from lepton_hw.activity import Activity
 from lepton_hw.checks import tokens_seen
 from lepton_hw.commands import (
@@ -25,13 +31,6 @@ from lepton_hw.commands import (
 )
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
-
-from ..errors import InputError
-from . import timing
-from .boards import Memory
-from .kernel import Condition, JobQueue, Loop, Process, Semaphores
-from .memory import FETCH, LOAD, STREAM, Arrival, BeatQueue, Bus, Placed, ReadPort
-from .timing import Product, VectorCommand
 
 JOBS, VECTOR_JOBS = 4, 32
 """Jobs that wait in front of a unit, and of the vector unit."""

@@ -6,10 +6,9 @@ from collections.abc import Generator
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from lepton.estimate.boards import Memory
+from lepton.estimate.kernel import Condition, Loop, Process
 from lepton_hw.config import HardwareConfig
-
-from .boards import Memory
-from .kernel import Condition, Loop, Process
 
 FETCH, LOAD, STREAM = range(3)
 """Readers, the first before the others."""

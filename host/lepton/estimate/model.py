@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton.compiler.decoder import CONTEXTS, DecoderCompiler
+from lepton.compiler.layout import Layout, unsupported_reason
+from lepton.compiler.step import StepShape, set_contexts
+from lepton.errors import InputError
+from lepton.estimate.boards import Memory
+from lepton.estimate.machine import Run, execute
+from lepton.spec import DecoderSpec
 from lepton_hw.commands import Command, Fetch
 from lepton_hw.config import HardwareConfig
-
-from ..errors import InputError
-from ..layers.decoder import CONTEXTS, DecoderCompiler
-from ..layers.layout import Layout, obstacle
-from ..layers.spec import DecoderSpec
-from ..layers.step import StepShape, set_contexts
-from .boards import Memory
-from .machine import Run, execute
 
 SIMULATED_LAYERS = 3
 """A first, a last, and one for all between them, which are alike."""
@@ -73,7 +72,7 @@ def estimate(
 
     Raises :class:`InputError` for a decoder or a step that the build cannot run.
     """
-    if reason := obstacle(spec, config):
+    if reason := unsupported_reason(spec, config):
         raise InputError(f"decoder: must fit the array of '{config.name}', but its {reason}")
     if not 1 <= tokens <= context <= CONTEXTS[-1]:
         raise InputError(

@@ -2,10 +2,9 @@
 
 from typing import Any
 
+from lepton.estimate.boards import Board, Memory
+from lepton.estimate.model import Estimate, Part
 from lepton_hw.config import HardwareConfig
-
-from .boards import Board, Memory
-from .model import Estimate, Part
 
 
 def to_dict(estimate: Estimate, config: HardwareConfig, board: Board, memory: Memory) -> dict[str, Any]:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from lepton.estimate.boards import Board, Memory
+from lepton.estimate.model import Estimate
 from lepton_hw.config import HardwareConfig
-
-from .boards import Board, Memory
-from .model import Estimate
 
 _WIDTH, _HEIGHT = 760, 540
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 30, 50, 150

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from lepton.errors import InputError
+from lepton.spec import DecoderSpec, Linear
 from lepton_hw.numerics import F32, QuantizedWeights
-
-from ..errors import InputError
-from ..layers.spec import DecoderSpec, Linear
 
 
 def zeros(*shape: int) -> F32:
@@ -25,16 +24,16 @@ def decoder_shape(source: str | os.PathLike[str]) -> DecoderSpec:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ..layers.families import Unlike, find_parts
-    from ..layers.recognize import describe
-    from ..models.store import resolve
+    from lepton.frontend.families import UnsupportedModel, find_parts
+    from lepton.frontend.recognize import describe
+    from lepton.models.store import resolve
 
     config = AutoConfig.from_pretrained(resolve(source))
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     try:
         return describe(find_parts(model), _linear, lambda tensor: zeros(*tensor.shape))
-    except Unlike as reason:
+    except UnsupportedModel as reason:
         raise InputError(
             f"model '{source}': must be a decoder that runs as whole layers to be estimated, but {reason}"
         ) from None
@@ -42,10 +41,10 @@ def decoder_shape(source: str | os.PathLike[str]) -> DecoderSpec:
 
 def _linear(modules: Any) -> Linear:
     """Linear layers of these shapes, as one."""
-    from ..partition.linears import features
+    from lepton.quantization.linears import features
 
     shapes = [features(module) for module in modules]
     columns, length = sum(n for n, _ in shapes), shapes[0][1]
-    mantissa = np.broadcast_to(np.int8(0), (columns, length))
+    q = np.broadcast_to(np.int8(0), (columns, length))
     bias = any(module.bias is not None for module in modules)
-    return Linear(QuantizedWeights(mantissa, zeros(columns)), zeros(columns) if bias else None)
+    return Linear(QuantizedWeights(q, zeros(columns)), zeros(columns) if bias else None)

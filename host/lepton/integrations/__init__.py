@@ -1,5 +1,5 @@
 """Plug-ins for other libraries."""
 
-from .transformers import LeptonConfig, LeptonQuantizer, quantize_
+from lepton.integrations.transformers import LeptonConfig, LeptonQuantizer, quantize_
 
 __all__ = ["LeptonConfig", "LeptonQuantizer", "quantize_"]

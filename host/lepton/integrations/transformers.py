@@ -15,13 +15,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lepton.compiler.command_lists import CommandLists
 from lepton.errors import InputError
-from lepton.executors import Executor, open_executor
-from lepton.layers.offload import compile_layers
-from lepton.layers.programs import Programs
-from lepton.partition import CostModel, QuantizedLinear, Report, offload
-from lepton.partition.linears import features, find_linears, replace
-from lepton.partition.trace import Inputs
+from lepton.frontend.trace import Inputs
+from lepton.placement import CostModel, QuantizedLinear, Report, offload
+from lepton.placement.whole_layers import compile_layers
+from lepton.quantization.linears import features, find_linears, replace
+from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.config import get_config
 
 METHOD = "lepton"
@@ -118,16 +118,16 @@ def quantize_(
     skip: Iterable[str] = (),
     inputs: Inputs | None = None,
     cost: CostModel | None = None,
-    obstacle: str = "",
+    unsupported_reason: str = "",
 ) -> Report:
     """Quantize and offload the Linear layers of ``model``, in place; for inference only.
 
     ``device`` is a device name, or an executor that the caller closes. ``inputs`` are example inputs for models that
-    are not from transformers: without a trial run no layers are fused. ``obstacle`` is why whole layers cannot run, if
-    they should. The report is also ``model.lepton_report``.
+    are not from transformers: without a trial run no layers are fused. ``unsupported_reason`` is why
+    whole layers cannot run, if they should. The report is also ``model.lepton_report``.
 
-    Raises :class:`~lepton.partition.PartitionError` if ``strict`` and a Linear layer has to stay on the host; with an
-    ``obstacle``, if anything has to that multiplies, as attention does.
+    Raises :class:`~lepton.placement.PlacementError` if ``strict`` and a Linear layer has to stay on the host; with an
+    ``unsupported_reason``, if anything has to that multiplies, as attention does.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be a torch.nn.Module, not {type(model).__name__}; use lepton.ai.load_model")
@@ -143,7 +143,7 @@ def quantize_(
             inputs=inputs,
             skip=skip,
             strict=strict,
-            obstacle=obstacle,
+            unsupported_reason=unsupported_reason,
         )
     except BaseException:
         if isinstance(device, str):
@@ -166,7 +166,7 @@ def compile_(
     cost: CostModel | None = None,
     context: int | None = None,
     sequences: int | None = None,
-    programs: Programs | None = None,
+    programs: CommandLists | None = None,
 ) -> Report:
     """Run whole layers of ``model`` on a device, in place; for inference only.
 
@@ -175,8 +175,8 @@ def compile_(
     with the model. ``cost`` decides which Linear layers outside the layers are worth offloading. The report is also
     ``model.lepton_report``.
 
-    Raises :class:`~lepton.layers.offload.NotCompiledError` for a model that this cannot be done with,
-    :class:`~lepton.partition.PartitionError` if ``strict`` and a Linear layer has to stay on the host, and
+    Raises :class:`~lepton.placement.whole_layers.UnsupportedModel` for a model that this cannot be done with,
+    :class:`~lepton.placement.PlacementError` if ``strict`` and a Linear layer has to stay on the host, and
     :class:`~lepton.errors.MemoryFullError` if weights and one cache do not fit.
     """
     model.eval().requires_grad_(False)

@@ -12,10 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lepton.errors import LeptonError
+from lepton.models.cache import cache_folder, cached
+from lepton.models.registry import RegisteredModel, get_model
 from lepton.progress import progress_bars
-
-from .cache import cache_folder, cached
-from .registry import RegisteredModel, get_model
 
 CACHE_FORMAT = 1
 """Version of the converted form; part of the cache key."""

@@ -110,10 +110,10 @@ async def rows_load_as_the_model_says(dut, seed: int) -> None:
             | {"wait": mask, "signal": 255 - mask}
         )
         streams.append([packed(beat) for beat in stream.reshape(-1, size)])
-        mantissa, shift, eighths = component.model(config, stream, rows, words)
+        q, shift, eighths = component.model(config, stream, rows, words)
         writes += [
-            (activation + i, word_shape.const({"mantissa": m.tolist(), "shift": s.tolist()}).as_bits())
-            for i, (m, s) in enumerate(zip(mantissa, shift, strict=True))
+            (activation + i, word_shape.const({"q": m.tolist(), "shift": s.tolist()}).as_bits())
+            for i, (m, s) in enumerate(zip(q, shift, strict=True))
         ]
         scales += [(row + i, int(eighth)) for i, eighth in enumerate(eighths)]
 

@@ -56,7 +56,7 @@ async def results_equal_the_model(dut, pause: float) -> None:
                     first_block = tile * size // BLOCK
                     words[cycle + 1] = layout.const(
                         {
-                            "mantissa": [int(v) for v in x[row, tile * size : (tile + 1) * size]],
+                            "q": [int(v) for v in x[row, tile * size : (tile + 1) * size]],
                             "shift": [int(v) for v in shift[row, first_block : first_block + config.blocks_per_word]],
                         }
                     ).as_bits()

@@ -171,8 +171,8 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
             return Quantize(
                 words=quartered,
                 **rows_of_vector,
-                largest=any16(),
-                inverse=any16(),
+                absmax=any16(),
+                reciprocal_scale=any16(),
                 activation=any16(),
                 pitch=any16(),
                 row=any16(),
@@ -184,8 +184,8 @@ def random_command(config: HardwareConfig, rng: np.random.Generator, contexts: l
             return Append(
                 words=quartered,
                 **rows_of_vector,
-                largest=any16(),
-                inverse=any16(),
+                absmax=any16(),
+                reciprocal_scale=any16(),
                 context=context,
                 offset=edge(rng, 0, contexts[context]),
                 cache=random_address(config, rng),
@@ -436,8 +436,8 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
     gemm = Gemm(rows=1, words=1, activation=0, row=0, blocks=1, weights=address, output=address)
     fetch = Fetch(words=1, target=0, source=address)
     vector = Vector(words=1, a_start=0)
-    quantize = Quantize(words=4, a_start=0, largest=0, inverse=0, activation=0, pitch=1, row=0)
-    append = Append(words=4, a_start=0, largest=0, inverse=0, context=1, offset=0, cache=address, head_stride=0)
+    quantize = Quantize(words=4, a_start=0, absmax=0, reciprocal_scale=0, activation=0, pitch=1, row=0)
+    append = Append(words=4, a_start=0, absmax=0, reciprocal_scale=0, context=1, offset=0, cache=address, head_stride=0)
     store = Store(words=1, a_start=0, output=address)
 
     def changed(command: Command, *changes: dict[str, Any]) -> Iterator[bytes]:

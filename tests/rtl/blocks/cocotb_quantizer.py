@@ -11,9 +11,9 @@ from lepton_hw.config import BLOCK, HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import (
     F32,
-    MANTISSA_MAX,
+    Q_MAX,
     ROW_FLOOR,
-    SCALE_OF_LARGEST,
+    SCALE_OF_ABSMAX,
     float_multiply,
     quantize_rows,
     quantize_tokens,
@@ -42,7 +42,7 @@ async def rounder_equals_the_model(dut) -> None:
     x = np.where(np.isnan(x), x, scaled).astype(np.float32)
     live = (rng.random(len(x)) < 0.95).astype(np.uint8)
     expected = Rounder.model(x, shift, live)
-    assert expected.max() == MANTISSA_MAX == -expected.min()
+    assert expected.max() == Q_MAX == -expected.min()
     block = Block(dut, "rounder", Rounder())
     await block.reset()
     tail = [0] * (Rounder.latency + 1)
@@ -76,17 +76,17 @@ def random_rows(rng: np.random.Generator, count: int, length: int) -> F32:
 
 
 async def stream(block: Block, config: HardwareConfig, x: F32, rng: np.random.Generator, *, shifted: bool):
-    """Rows through the quantizer, with pauses, some without; mantissas, shifts of every word, scales as they come."""
+    """Rows through the quantizer, with pauses, some without; int8 values, shifts of every word, scales as they come."""
     lanes, latency = config.vector_lanes, VectorLane.latency
-    largest = np.abs(x).max(axis=1)
-    _, inverse = row_scales(largest)
-    products = float_multiply(x, inverse[:, None]).reshape(len(x), -1, lanes)
-    scales = float_multiply(largest, SCALE_OF_LARGEST)
+    absmax = np.abs(x).max(axis=1)
+    _, reciprocal_scale = row_scales(absmax)
+    products = float_multiply(x, reciprocal_scale[:, None]).reshape(len(x), -1, lanes)
+    scales = float_multiply(absmax, SCALE_OF_ABSMAX)
     pause = pauses(rng)
-    items = []  # word, flags (valid, largest, row_end, outer_end) and product, or None
+    items = []  # word, flags (valid, absmax, row_end, outer_end) and product, or None
     for row, words in enumerate(x.reshape(len(x), -1, lanes)):
         first = np.full(lanes, scales[row])
-        items += [(packed(np.append(largest[row], words[0, 1:])), (0, 1, 0, 0), packed(first)), None]
+        items += [(packed(np.append(absmax[row], words[0, 1:])), (0, 1, 0, 0), packed(first)), None]
         for number, word in enumerate(words):
             while pause():
                 items.append(None)
@@ -98,7 +98,7 @@ async def stream(block: Block, config: HardwareConfig, x: F32, rng: np.random.Ge
     block.shifted.drive(int(shifted))
     pending: deque = deque([None] * latency)
     found, found_scales, times = [], [], []
-    ports = (block.x_valid, block.x_largest, block.row_end, block.outer_end)
+    ports = (block.x_valid, block.x_absmax, block.row_end, block.outer_end)
     for item in items:
         word, flags, product = item or (noise(rng, block.x.width), (0, 0, 0, 0), None)
         block.x.drive(word)
@@ -129,21 +129,21 @@ async def rows_equal_the_model(dut, shifted: int) -> None:
     await block.reset()
     for group in (1, 2, 3, 5, 8, 16):
         x = random_rows(rng, 12, group * PARAMETER_BEATS * config.vector_lanes)
-        largest = np.abs(x).max(axis=1)
-        mantissa, shift, scale = Quantizer.model(x, largest, row_scales(largest)[1], shifted=bool(shifted))
+        absmax = np.abs(x).max(axis=1)
+        q, shift, scale = Quantizer.model(x, absmax, row_scales(absmax)[1], shifted=bool(shifted))
         if shifted:
             reference = quantize_rows(x)
             np.testing.assert_array_equal(shift, reference.shift)
         else:
             reference = quantize_tokens(x)
-        np.testing.assert_array_equal(mantissa, reference.mantissa)
+        np.testing.assert_array_equal(q, reference.q)
         np.testing.assert_array_equal(scale, reference.scale)
 
         found, scales, times, items = await stream(block, config, x, rng, shifted=bool(shifted))
         assert scales == scale.view(np.uint32).tolist()
         words = x.shape[1] // config.vector_lanes
         assert len(found) == len(x) * words
-        np.testing.assert_array_equal(np.concatenate([y for y, _, _, _ in found]), mantissa.ravel())
+        np.testing.assert_array_equal(np.concatenate([y for y, _, _, _ in found]), q.ravel())
         starts = np.arange(words) * config.vector_lanes // BLOCK
         assert [k for _, k, _, _ in found] == shift[:, starts].ravel().tolist()
         ends = [(int(n == words - 1), int(n == words - 1 and row % 2)) for row in range(len(x)) for n in range(words)]

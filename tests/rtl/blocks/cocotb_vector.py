@@ -27,7 +27,7 @@ from lepton_hw.commands import (
 from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
-from lepton_hw.numerics import F32, SCALE_OF_LARGEST, quantize_rows, row_scales
+from lepton_hw.numerics import F32, SCALE_OF_ABSMAX, quantize_rows, row_scales
 from lepton_rtl.jobs import VECTOR_COMMAND_BITS
 from lepton_rtl.memory_write import STORE_BEATS
 from lepton_rtl.vector import VectorUnit
@@ -363,7 +363,7 @@ async def others_can_write(dut, words: int) -> None:
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
 async def quantize_equals_the_model(dut) -> None:
-    """Largest magnitudes, reciprocals of their scales and mantissas by three commands, as a list has them."""
+    """Absmax, reciprocals of their scales and mantissas by three commands, as a list has them."""
     rng = np.random.default_rng(7)
     config = bench_config()
     block = Block(dut, "vector", blocks(config)["vector"])
@@ -372,17 +372,17 @@ async def quantize_equals_the_model(dut) -> None:
     expected *= np.exp2(rng.integers(-5, 5, (config.vector_words, 1))).astype(np.float32)
     expected[1700:1708] = 0
     around = Surroundings(block, config, rng, expected)
-    scale = int(SCALE_OF_LARGEST.view(np.uint32))
+    scale = int(SCALE_OF_ABSMAX.view(np.uint32))
     jobs, commands, activations, scales, rows_done = [], [], [], [], 0
     for group, (outer, inner, blocks_of_words) in enumerate([(2, 3, 5), (3, 1, 2), (1, 4, 1), (1, 1, 40), (2, 2, 8)]):
         words, rows = blocks_of_words * PARAMETER_BEATS, outer * inner
-        largest, inverse = 100 * group, 100 * group + 50
+        absmax, reciprocal_scale = 100 * group, 100 * group + 50
         place = {"a_start": 1600 + 37 * group, "a_outer": inner * (words + 1), "a_inner": words + 1}
         shape = {"outer": outer, "inner": inner, "words": words}
         absolute = Vector(
             **shape,
             **place,
-            reduced=largest,
+            reduced=absmax,
             reduce=Reduce.ABSOLUTE,
             b_value=0x3F800000,
             flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE,
@@ -390,8 +390,8 @@ async def quantize_equals_the_model(dut) -> None:
         )
         reciprocals = Vector(
             words=rows,
-            a_start=largest,
-            target_start=inverse,
+            a_start=absmax,
+            target_start=reciprocal_scale,
             b_value=scale,
             function=Function.RECIPROCAL,
             flags=WRITE | VectorFlag.B_VALUE | VectorFlag.C_VALUE,
@@ -401,8 +401,8 @@ async def quantize_equals_the_model(dut) -> None:
         quantize = Quantize(
             **shape,
             **place,
-            largest=largest,
-            inverse=inverse,
+            absmax=absmax,
+            reciprocal_scale=reciprocal_scale,
             activation=300 * group,
             pitch=pitch,
             row=rows_done,
@@ -416,9 +416,7 @@ async def quantize_equals_the_model(dut) -> None:
         starts = [1600 + 37 * group + row * (words + 1) for row in range(rows)]
         x = np.stack([expected[start : start + words].ravel() for start in starts])
         reference = quantize_rows(x)
-        np.testing.assert_array_equal(
-            np.array([y for _, y, _ in results.activations]).reshape(rows, -1), reference.mantissa
-        )
+        np.testing.assert_array_equal(np.array([y for _, y, _ in results.activations]).reshape(rows, -1), reference.q)
         assert [bits for _, bits in results.scales] == (reference.scale / np.float32(8)).view(np.uint32).tolist()
         activations += results.activations
         scales += results.scales
@@ -426,7 +424,7 @@ async def quantize_equals_the_model(dut) -> None:
     await around.run(jobs)
     same(around.vectors, expected, commands)
     found = [block.activations.payload.shape.from_bits(bits) for bits in around.activations]
-    assert [(item.address, list(item.word.mantissa), list(item.word.shift)) for item in found] == activations
+    assert [(item.address, list(item.word.q), list(item.word.shift)) for item in found] == activations
     assert [(item.row, item.scale) for item in found if item.last] == scales
     assert [mask for mask, _ in around.signals] == [command.signal for command in commands]
 
@@ -442,8 +440,8 @@ def random_append(rng: np.random.Generator, config: HardwareConfig, flags: Appen
         a_start=2000 + number,
         a_outer=words,
         a_inner=words * outer + 3,
-        largest=100 * number,
-        inverse=100 * number + 50,
+        absmax=100 * number,
+        reciprocal_scale=100 * number + 50,
         context=5,
         offset=outer + int(rng.integers(0, 3)),
         cache=NOWHERE,
@@ -491,9 +489,9 @@ async def memory_equals_the_model(dut, kind: str) -> None:
                 x = vectors[start : start + command.words]
                 if rng.random() < 0.1:
                     x[:] = 0
-                largest = np.abs(x).max()
-                vectors[command.largest + row] = largest
-                vectors[command.inverse + row] = row_scales(np.array([largest]))[1]
+                absmax = np.abs(x).max()
+                vectors[command.absmax + row] = absmax
+                vectors[command.reciprocal_scale + row] = row_scales(np.array([absmax]))[1]
         commands.append(command)
         jobs.append(job_of(command, number, tokens=tokens, first=first, second=second))
     for command, job in zip(commands, jobs, strict=True):
@@ -526,12 +524,14 @@ async def nothing_is_lost_while_nothing_is_taken(dut) -> None:
     words = 60 * PARAMETER_BEATS
     vectors[1000] = np.abs(vectors[:words]).max()
     vectors[1001] = row_scales(vectors[1000])[1]
-    quantize = Quantize(words=words, a_start=0, largest=1000, inverse=1001, activation=5, pitch=0, row=0, signal=1)
+    quantize = Quantize(
+        words=words, a_start=0, absmax=1000, reciprocal_scale=1001, activation=5, pitch=0, row=0, signal=1
+    )
     around = Surroundings(block, config, rng, vectors)
     await around.run([job_of(quantize, 0)], deaf=words + 200)
     found = [block.activations.payload.shape.from_bits(bits) for bits in around.activations]
     expected = VectorUnit.model(config, quantize, vectors, words=words).activations
-    assert [(item.address, list(item.word.mantissa), list(item.word.shift)) for item in found] == expected
+    assert [(item.address, list(item.word.q), list(item.word.shift)) for item in found] == expected
 
     store = Store(words=STORE_BEATS + 100, outer=2, a_start=0, a_outer=1000, output=NOWHERE)
     await around.run([job_of(store, 1, first=1 << 20)], deaf=2 * STORE_BEATS)
@@ -565,7 +565,16 @@ async def rows_outside_their_memory_are_an_error(dut) -> None:
         signal=1,
     )
     quantize = Quantize(
-        **shape, a_start=0, a_outer=12, a_inner=4, largest=100, inverse=200, activation=0, pitch=3, row=0, signal=1
+        **shape,
+        a_start=0,
+        a_outer=12,
+        a_inner=4,
+        absmax=100,
+        reciprocal_scale=200,
+        activation=0,
+        pitch=3,
+        row=0,
+        signal=1,
     )
     # The last place that the field may have.
     cases = [
@@ -580,8 +589,8 @@ async def rows_outside_their_memory_are_an_error(dut) -> None:
         (replace(vector, flags=vector.flags & ~WRITE), "target_start", 0xFFFF),
         (replace(vector, reduce=Reduce.NONE), "reduced", 0xFFFF),
         (quantize, "a_start", depth - 12 - 8 - 4),
-        (quantize, "largest", depth - 6),
-        (quantize, "inverse", depth - 6),
+        (quantize, "absmax", depth - 6),
+        (quantize, "reciprocal_scale", depth - 6),
         (quantize, "activation", config.activation_words - 5 * 3 - 1),
         (quantize, "row", config.scale_rows - 6),
         (Store(**shape, a_start=0, a_outer=12, a_inner=4, output=NOWHERE, signal=1), "a_start", depth - 12 - 8 - 4),

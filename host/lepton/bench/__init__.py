@@ -1,0 +1,1 @@
+"""Measurements and evaluation: what `lepton bench` and `lepton eval` print."""

@@ -1,0 +1,1 @@
+"""From a Transformer's spec, or a Linear layer, to command lists."""

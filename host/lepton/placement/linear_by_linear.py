@@ -1,0 +1,154 @@
+"""Moves the Linear layers of a model to an executor, in place."""
+
+import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lepton.errors import InputError, LeptonError
+from lepton.frontend.trace import Inputs, Trace, trace, trial_inputs
+from lepton.placement.cost import CostModel
+from lepton.placement.report import Placement, Report
+from lepton.progress import progress_bars
+from lepton.quantization.linears import features, find_linears, quantize, replace
+from lepton.quantization.linears import unsupported_reason as unsupported_linear
+from lepton.quantization.quantized import QuantizedLinear, place
+from lepton.runtime.executor import Executor
+from lepton_hw.config import HardwareConfig
+from lepton_hw.layout import weight_bytes
+
+
+class PlacementError(LeptonError, RuntimeError):
+    """``strict`` was asked for and a module cannot, or should not, be offloaded."""
+
+
+def check_strict(reasons: Mapping[str, str]) -> None:
+    """Raise :class:`PlacementError` if there are ``reasons`` why modules stay on the host."""
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise PlacementError(
+            f"module '{name}'{others}: must be offloaded in strict mode, but stays on the host: {reason}; "
+            f"pass strict=False to allow it"
+        )
+
+
+def offload(
+    model: nn.Module,
+    executor: Executor,
+    config: HardwareConfig,
+    *,
+    cost: CostModel,
+    inputs: Inputs | None = None,
+    skip: Iterable[str] = (),
+    strict: bool = False,
+    unsupported_reason: str = "",
+) -> Report:
+    """Replace the Linear layers of ``model`` by int8 ones on ``executor``; the float weights are released.
+
+    ``inputs`` (keyword or positional ones) are for a trial run that shows which layers read the same tensor and can
+    run as one; transformers models need none. ``skip`` names modules that stay, as patterns like ``*.lm_head``.
+    ``unsupported_reason`` is why whole layers cannot run, if they should.
+
+    Raises :class:`PlacementError` before anything is changed if ``strict`` and a Linear layer has to stay; with an
+    ``unsupported_reason``, if anything has to that the trial run saw multiply, as attention does.
+    """
+    linears = find_linears(model)
+    if any(isinstance(m, QuantizedLinear) and m.placed for m in linears.values()):
+        raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
+    skip = tuple(skip)
+    inputs = trial_inputs(model) if inputs is None else inputs
+    trial = None if inputs is None else trace(model, linears, inputs)
+    groups = [] if trial is None else trial.groups
+    groups = groups + [[name] for name in linears if not any(name in group for group in groups)]
+
+    # A model that was saved quantized: what to offload was decided then.
+    decided = any(isinstance(module, QuantizedLinear) for module in linears.values())
+    reasons: dict[str, str] = {}
+    for name, module in linears.items():
+        if any(fnmatchcase(name, pattern) for pattern in skip):
+            reasons[name] = "skipped on request"
+        elif decided and not isinstance(module, QuantizedLinear):
+            reasons[name] = "was saved in floating point"
+        elif reason := unsupported_linear(module):
+            reasons[name] = reason
+        elif decided:
+            continue
+        elif trial is not None and name not in trial.calls:
+            reasons[name] = "not called in the trial run; its parent may use the weights directly"
+    groups = [kept for group in groups if (kept := [name for name in group if name not in reasons])]
+    for group in groups:
+        columns = sum(features(linears[name])[0] for name in group)
+        if not decided and (declined := cost.declined_reason(config, columns, features(linears[group[0]])[1])):
+            reasons.update(dict.fromkeys(group, declined))
+    groups = [group for group in groups if group[0] not in reasons]
+    if strict:
+        others = trial.macs.keys() - linears.keys() if unsupported_reason and trial is not None else ()
+        check_strict(reasons | dict.fromkeys(sorted(others), f"whole layers cannot run, since {unsupported_reason}"))
+
+    replacements: dict[nn.Module, nn.Module] = {}
+    with progress_bars() as progress:
+        for group in progress.track(groups, description=f"Moving layers to {executor.name}"):
+            layers = [quantize(name, linears[name]) for name in group]
+            place(group, layers, executor)
+            replacements.update((linears[name], layer) for name, layer in zip(group, layers, strict=True))
+    report = _report(model, executor, config, linears, groups, reasons, trial, unsupported_reason)
+    # All at once: a model is not left half changed if the memory of the device is full.
+    replace(model, replacements)
+    return report
+
+
+def _report(
+    model: nn.Module,
+    executor: Executor,
+    config: HardwareConfig,
+    linears: Mapping[str, nn.Module],
+    groups: list[list[str]],
+    reasons: Mapping[str, str],
+    trial: Trace | None,
+    unsupported_reason: str,
+) -> Report:
+    fused = {name: tuple(other for other in group if other != name) for group in groups for name in group}
+
+    def macs(name: str) -> int:
+        if trial is not None:
+            return round(trial.macs.get(name, 0) / trial.tokens)
+        return math.prod(features(linears[name])) if name in linears else 0
+
+    placements = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        size = sum(parameter.numel() * parameter.element_size() for parameter in own)
+        device, reason = executor.name, ""
+        if name in fused:
+            columns, length = features(module)
+            size = weight_bytes(config, columns, length, bias=getattr(module, "bias", None) is not None)
+        elif name in linears or own or macs(name) or not any(True for _ in module.children()):
+            device = str(own[0].device) if own else _device_of(model)
+            reason = reasons.get(name, "not a Linear layer")
+        else:
+            continue
+        placements.append(
+            Placement(
+                module=name,
+                kind=type(module).__name__,
+                device=device,
+                macs=macs(name),
+                bytes=size,
+                fused_with=fused.get(name, ()),
+                reason=reason,
+            )
+        )
+    return Report(
+        device=executor.name,
+        config=config.name,
+        context=trial.tokens if trial is not None else 0,
+        placements=tuple(placements),
+        unsupported_reason=unsupported_reason,
+    )
+
+
+def _device_of(model: nn.Module) -> str:
+    parameter = next(model.parameters(), None)
+    return "cpu" if parameter is None else str(parameter.device)

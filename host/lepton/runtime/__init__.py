@@ -1,0 +1,1 @@
+"""Runs Linear layers and whole Transformers on a device, or in the reference arithmetic."""
