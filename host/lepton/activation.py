@@ -73,3 +73,12 @@ class Activation(Enum):
         for step in self.value:
             y = step(x, y)
         return y
+
+
+def soft_cap(cap: float) -> tuple[Pass, ...]:
+    """The passes of ``cap * tanh(x / cap)``, which is ``2 * cap * sigmoid(2 * x / cap) - cap``."""
+    return (
+        Pass(INPUT, -2.0 / cap, function=Function.EXPONENTIAL),
+        Pass(RESULT, c=1.0, function=Function.RECIPROCAL),
+        Pass(RESULT, 2.0 * cap, -cap),
+    )

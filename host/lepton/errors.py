@@ -14,11 +14,13 @@ __all__ = [
     "DeviceMismatchError",
     "DeviceState",
     "DeviceTimeout",
+    "DoesNotFit",
     "FormatError",
     "InputError",
     "LeptonError",
     "MemoryFullError",
     "MissingDependencyError",
+    "UnsupportedModel",
 ]
 
 _EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
@@ -114,3 +116,11 @@ class DeviceTimeout(LeptonError, TimeoutError):
             f"device '{device}': a command list must finish within {timeout:g} s, but it is still running "
             f"({state}: {command}); raise the timeout, or reset the device if nothing moves"
         )
+
+
+class UnsupportedModel(LeptonError):
+    """Whole layers of a model cannot run on a device; the message is the reason, a clause with the model as subject."""
+
+
+class DoesNotFit(InputError):
+    """A step needs more of a memory on chip than there is."""

@@ -1,7 +1,6 @@
 """Contexts of several chunks: identical to the reference, each token as if its sequence were alone."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,7 +122,7 @@ def test_weights_sum_to_one(kind: str, tolerance: float, tokens: int) -> None:
     queries = np.full((1, 64), 1 / 8, np.float32)
     keys = quantize_tokens(scores.astype(np.float32)[:, None] * np.ones(64, np.float32))
     ones = QuantizedWeights(np.full((tokens, 64), 127, np.int8), np.full(tokens, 1 / 127, np.float32))
-    (mixed,) = attend(queries, keys, ones)
+    (mixed,) = attend(queries, keys, ones, factor=1 / 8)
     np.testing.assert_allclose(mixed, 1, rtol=0, atol=tolerance)
 
 
@@ -139,15 +138,13 @@ def test_attention_is_that_of_exact_numbers() -> None:
         scores[(behind < 0) | (behind >= (window or 1500))] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         expected = weights @ exact[1] / weights.sum(axis=1, keepdims=True)
-        found = attend(queries, keys, values, window=window)
+        found = attend(queries, keys, values, factor=1 / 8, window=window)
         assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_the_longest_context() -> None:
     """Whatever a context register can count, and not one token more."""
-    spec = replace(
-        random_decoder(1, hidden_size=32, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=32), rotary=False
-    )
+    spec = random_decoder(1, hidden_size=32, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=32)
     device = EmulatorDevice(get_config("sim"), 1 << 26)
     for engine in (DecoderEngine, ReferenceEngine):
         arguments = (device, spec) if engine is DecoderEngine else (spec,)
@@ -184,6 +181,6 @@ def test_lists_of_a_long_context_are_as_wide_as_those_of_a_short_one(config: str
     layout = Layout(spec, build, slots=1, context=16 * ATTENTION_CHUNK)
     for tokens in (1, build.array_size):
         for context in (ATTENTION_CHUNK, 16 * ATTENTION_CHUNK):
-            commands = DecoderCompiler(layout).compile(StepShape(slots=(0,), tokens=tokens, context=context))
+            commands = DecoderCompiler(layout).compile(StepShape(slots=(0,), tokens=tokens, context=context)).commands
             chunks = {command.chunk for command in commands if isinstance(command, Gemm)}
             assert chunks == set(range(context // ATTENTION_CHUNK))

@@ -56,7 +56,8 @@ def test_reloaded_without_compiling(saved: tuple[Path, torch.Tensor], monkeypatc
 
     monkeypatch.setattr(decoder.DecoderCompiler, "compile", refuse)
     with lai.load_model(folder, "emulator") as loaded:
-        assert loaded.module.forward.decoder.context == 300  # type: ignore[reportAttributeAccessIssue]
+        assert loaded.offloaded is not None
+        assert loaded.offloaded.engine.context == 300
         assert torch.equal(loaded.generate(IDS, 8, do_sample=False), tokens)  # type: ignore[arg-type]
 
 

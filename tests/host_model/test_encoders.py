@@ -21,13 +21,13 @@ from transformers import (
 
 import lepton.ai as lai
 from lepton.compiler.decoder import DIVISIONS
-from lepton.errors import InputError
-from lepton.frontend.recognize import recognize_encoder
-from lepton.integrations.transformers import compile_
-from lepton.placement import CostModel, PlacementError
+from lepton.compiler.encoder import PassCompiler
+from lepton.errors import InputError, UnsupportedModel
+from lepton.frontend.recognize import recognize
+from lepton.placement import CostModel, PlacementError, offload
 from lepton.placement.cost import ALWAYS
-from lepton.runtime.encoder import EncoderEngine, PassCompiler
-from lepton.runtime.encoder_forward import EncoderForward
+from lepton.runtime.encoder import EncoderEngine
+from lepton.runtime.executor import ReferenceExecutor
 from lepton_hw.config import CONFIGS
 
 SMALL: dict[str, Any] = {
@@ -107,11 +107,11 @@ def test_a_batch_equals_each_sequence_alone(load: Callable[..., lai.LeptonModel]
 
 def test_a_sequence_is_one_list(load: Callable[..., lai.LeptonModel]) -> None:
     model = load("bert", "emulator")
-    forward = model.module.forward
-    assert isinstance(forward, EncoderForward)
-    assert isinstance(forward.encoder, EncoderEngine)
+    assert model.offloaded is not None
+    engine = model.offloaded.engine
+    assert isinstance(engine, EncoderEngine)
     lists = []
-    forward.encoder.observe = lists.append
+    engine.observe = lists.append
     first = model.forward(input_ids=ids(1, 40)).last_hidden_state
     assert len(lists) == 1
     # What another sequence leaves behind changes nothing.
@@ -124,9 +124,9 @@ def test_fewer_rows_where_the_chip_is_small(load: Callable[..., lai.LeptonModel]
     tokens = ids(1, 20)
     nano, sim = (load("wide", "emulator", config=config) for config in ("nano", "sim"))
     assert torch.equal(*(model.forward(input_ids=tokens).last_hidden_state for model in (nano, sim)))
-    forward: Any = nano.module.forward
+    assert nano.offloaded is not None
     with pytest.raises(InputError, match="vector memory: must hold"):
-        PassCompiler(forward.encoder._layout, DIVISIONS[-1], blocks=3, rows=8).compile()
+        PassCompiler(nano.offloaded.engine._layout, DIVISIONS[-1], blocks=3, rows=8).compile()
 
 
 @pytest.mark.parametrize(("kind", "linears"), [("bert", 13), ("masked", 14)])
@@ -183,7 +183,7 @@ def test_what_a_device_does_not_take(load: Callable[..., lai.LeptonModel]) -> No
     with pytest.raises(InputError, match="sequence: must have at most 30 tokens with the new ones, not 31"):
         model.forward(input_ids=ids(1, 31))
     with pytest.raises(InputError, match="must not be offloaded yet"):
-        compile_(model.module, "emulator")
+        offload(model.module, ReferenceExecutor())
 
 
 class _Other(BertModel):
@@ -198,7 +198,7 @@ class _Other(BertModel):
 UNLIKE: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "another structure": (
         lambda: ViTModel(ViTConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)),
-        "it has no decoder that generates tokens, and no embeddings with an encoder's layers behind",
+        "its layers are those of no known family",
     ),
     "causal": (lambda: BertModel(BertConfig(**SMALL, is_decoder=True)), "its hidden states differ by"),
     "other states": (lambda: _Other(BertConfig(**SMALL)), "its hidden states differ by"),
@@ -212,9 +212,8 @@ UNLIKE: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_what_is_not_recognized(kind: str) -> None:
     make, reason = UNLIKE[kind]
-    found = recognize_encoder(make().eval())
-    assert isinstance(found, str)
-    assert found.startswith(reason)
+    with pytest.raises(UnsupportedModel, match=reason):
+        recognize(make().eval())
 
 
 def test_what_does_not_fit_runs_linear_by_linear() -> None:

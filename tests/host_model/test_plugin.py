@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 import lepton.ai as lai
 from lepton.errors import InputError
 from lepton.models import SourceError
-from lepton.placement import QuantizedLinear
+from lepton.placement import QuantizedLinear, offloaded
 from lepton.placement.cost import ALWAYS
 
 IDS = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,9 @@ def test_quantize_while_loading(folder: Path, tmp_path: Path, monkeypatch: pytes
     # The default cost model leaves a model as small as this on the host.
     monkeypatch.setattr("lepton.integrations.transformers.CostModel", lambda: ALWAYS)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=lai.LeptonConfig(device="reference"))
-    assert len(model.lepton_report.offloaded) == 15
+    placed = offloaded(model)
+    assert placed is not None
+    assert len(placed.report.offloaded) == 15
     model.save_pretrained(tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(tokens(again), tokens(model))

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import lepton.ai as lai
 from lepton.quantization.quantized import QuantizedLinear
-from lepton.runtime.decoder_forward import DecoderForward
-from lepton.runtime.engine import DecoderEngine
+from lepton.runtime.decoder import DecoderEngine
 from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.numerics import quantize_weights
 
@@ -101,11 +100,11 @@ def test_generation_from_whole_layers() -> None:
     for device in ("reference", "emulator", "rtl"):
         with lai.load_model(MODEL, device, context=256, sequences=1, timeout=3600) as model, Progress() as progress:
             task = progress.add_task(device, total=None)
-            forward = model.module.forward
-            assert isinstance(forward, DecoderForward)
-            if isinstance(forward.decoder, DecoderEngine):
+            assert model.offloaded is not None
+            engine = model.offloaded.engine
+            if isinstance(engine, DecoderEngine):
                 advance = partial(progress.advance, task)
-                forward.decoder.observe = lambda _, advance=advance: advance()
+                engine.observe = lambda _, advance=advance: advance()
             ids = model.encode(TEXT, chat=False).input_ids[:, :12]
             tokens[device] = model.generate(ids, 4, do_sample=False).tolist()
     assert tokens["rtl"] == tokens["emulator"] == tokens["reference"]

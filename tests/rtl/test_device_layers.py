@@ -1,17 +1,19 @@
 """Whole decoder layers on the RTL: memory afterwards, caches and logits with it, is that of the emulator."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 
-from lepton.activation import Activation
+from lepton.activation import Activation, soft_cap
 from lepton.devices.emulator import EmulatorDevice
 from lepton.devices.registers import RegisterDevice
-from lepton.runtime.engine import DecoderEngine, EncoderEngine
-from lepton.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
+from lepton.runtime.decoder import DecoderEngine
+from lepton.runtime.encoder import EncoderEngine
+from lepton.spec import Attention, Linear, Mlp, Norm, Residual, Spec, TransformerSpec
 from lepton_hw.config import ATTENTION_CHUNK
 from lepton_hw.layout import Bytes, value_beat, value_stride
 from lepton_hw.numerics import F32, quantize_weights
@@ -32,49 +34,72 @@ def random_linear(rng: np.random.Generator, columns: int, length: int, *, bias: 
     return Linear(weights, rng.standard_normal(columns).astype(np.float32) if bias else None)
 
 
-def random_norm(rng: np.random.Generator, hidden: int, *, centered: bool) -> Norm:
+def random_norm(rng: np.random.Generator, hidden: int, *, centered: bool, eps: float = 1e-5) -> Norm:
     weight, bias = (rng.standard_normal(hidden).astype(np.float32) / 8 for _ in range(2))
-    return Norm(1 + weight, bias if centered else None)
+    return Norm(1 + weight, bias if centered else None, eps)
 
 
-def decoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 4, plain: bool = False) -> DecoderSpec:
+def decoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 4, plain: bool = False) -> Spec:
     """A random decoder of two layers: in the manner of Llama, or plain, in that of GPT-2."""
-    head_dim, inner, vocabulary = 64, 192, 90
+    head_dim, width, vocabulary = 64, 192, 90
     num_kv_heads = heads if plain else heads // 2
-
     linear, norm = partial(random_linear, rng, bias=plain), partial(random_norm, rng, hidden, centered=plain)
 
-    def mlp(activation: Activation) -> Mlp:
-        return Mlp(None if plain else linear(inner, hidden), linear(inner, hidden), linear(hidden, inner), activation)
+    def layer(activation: Activation, window: int) -> tuple[Residual[Linear, Norm], ...]:
+        attention = Attention(
+            qkv=linear((heads + 2 * num_kv_heads) * head_dim, hidden, bias=True),
+            output=linear(hidden, heads * head_dim),
+            scale=head_dim**-0.5,
+            window=window,
+            rotary=None if plain else 0,
+        )
+        mlp = Mlp(
+            gate=None if plain else linear(width, hidden),
+            up=linear(width, hidden),
+            down=linear(hidden, width),
+            activation=activation,
+        )
+        return Residual(body=attention, pre_norm=norm()), Residual(body=mlp, pre_norm=norm(eps=1e-3))
 
-    layers = [
-        Layer(
-            attention_norm=norm(),
-            attention=Attention(
-                qkv=linear((heads + 2 * num_kv_heads) * head_dim, hidden, bias=True),
-                output=linear(hidden, heads * head_dim),
-                window=window,
-            ),
-            mlp_norm=norm(),
-            mlp=mlp(activation),
-        )
-        for activation, window in (
-            ((Activation.GELU_TANH, 0), (Activation.GELU, 0)) if plain else ((Activation.SILU, 0), (Activation.RELU, 7))
-        )
-    ]
-    return DecoderSpec(
+    kinds = ((Activation.GELU_TANH, 0), (Activation.GELU, 0)) if plain else ((Activation.SILU, 0), (Activation.RELU, 7))
+    return TransformerSpec(
         hidden_size=hidden,
         num_heads=heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=inner,
+        intermediate_size=width,
         vocab_size=vocabulary,
-        epsilon=1e-5,
-        layers=tuple(layers),
+        layers=tuple(layer(*kind) for kind in kinds),
         norm=norm(),
         lm_head=linear(vocabulary, hidden, bias=False),
-        rotary=not plain,
+        rotary_dim=0 if plain else head_dim,
     )
+
+
+def other_decoder(rng: np.random.Generator) -> Spec:
+    """What the other decoders do not have: norms behind branches, over all heads, a cap on scores, heads that are
+    rotated in part by one of two tables, a branch parallel to the one before it, multipliers."""
+    spec = decoder(rng)
+    norm = partial(random_norm, rng, centered=False)
+    first, second = spec.layers
+    attention, mlp = (residual.body for residual in first)
+    attention = replace(attention, joint_norms=True, query_norm=norm(256), key_norm=norm(128), rotary=1)
+    capped = replace(second[0].body, scores=soft_cap(3.0), query_norm=norm(64), rotary=None)
+    layers = (
+        (Residual(body=attention, post_norm=norm(128)), Residual(body=mlp, post_norm=norm(128), multiplier=0.5)),
+        (
+            Residual(body=capped, pre_norm=norm(128), post_norm=norm(128)),
+            Residual(body=second[1].body, pre_norm=norm(128), parallel=True),
+        ),
+    )
+    return replace(spec, layers=layers, rotary_dim=32, rotary_tables=2)
+
+
+DECODERS: dict[str, Callable[[np.random.Generator], Spec]] = {
+    "llama": decoder,
+    "gpt2": partial(decoder, plain=True),
+    "other": other_decoder,
+}
 
 
 def compare_counters(rtl: RegisterDevice, emulator: EmulatorDevice) -> None:
@@ -85,13 +110,13 @@ def compare_counters(rtl: RegisterDevice, emulator: EmulatorDevice) -> None:
 
 @pytest.mark.parametrize("config", [*FAST, *LARGE])
 @pytest.mark.parametrize("timing", TIMINGS)
-@pytest.mark.parametrize("plain", [False, True], ids=["llama", "gpt2"])
-def test_decoder_steps(machine_of: Callable, config: str, timing: str, plain: bool) -> None:
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoder_steps(machine_of: Callable, config: str, timing: str, kind: str) -> None:
     """A prompt of several row blocks, tokens after it, and a batch of sequences at different positions."""
     rng = np.random.default_rng(5)
     machine = machine_of(config, TIMINGS[timing])
     machine.core.memory[:] = 0
-    spec = decoder(rng, plain=plain)
+    spec = DECODERS[kind](rng)
     rtl = RegisterDevice("rtl", machine.core, machine.config)
     emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
     engines = [DecoderEngine(device, spec, context=100, slots=2) for device in (rtl, emulator)]
@@ -111,8 +136,8 @@ def test_decoder_steps(machine_of: Callable, config: str, timing: str, plain: bo
     compare(lambda engine: engine.decode(*token, positions=[21]))
     compare(lambda engine: engine.prefill(*other, slot=1, all_logits=True))
     compare(lambda engine: engine.decode(*batch, slots=(0, 1), positions=[22, 3]))
-    emulated = emulator.read(engines[1]._caches)
-    np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
+    emulated = emulator.read(engines[1].caches)
+    np.testing.assert_array_equal(rtl.read(engines[0].caches), emulated)
     assert emulated.any()
 
 
@@ -138,7 +163,7 @@ def fill_caches(engines: Sequence[DecoderEngine], rng: np.random.Generator) -> N
             parts.append(("values", at, rng.integers(0, 256, (tokens, beat), dtype=np.uint8)))
         for (kind, offset, data), engine in product(parts, engines):
             place = layout.cache(kind, layer, slot, head).offset + offset
-            engine.device.write(engine._caches, data.reshape(-1), place)
+            engine.device.write(engine.caches, data.reshape(-1), place)
 
 
 @pytest.mark.parametrize("config", [*FAST, *LARGE])
@@ -169,23 +194,34 @@ def test_steps_across_chunks(machine_of: Callable, config: str, timing: str) -> 
     compare(lambda engine: engine.decode(*token, positions=[516]))
     compare(lambda engine: engine.decode(*batch, slots=(0, 1), positions=[517, 1024]))
     compare(lambda engine: engine.decode(*batch, slots=(1, 0), positions=[3, 518]))
-    np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulator.read(engines[1]._caches))
+    np.testing.assert_array_equal(rtl.read(engines[0].caches), emulator.read(engines[1].caches))
 
 
-def encoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 2, layers: int = 2) -> EncoderSpec:
-    """A random encoder."""
-    head_dim, inner = 64, 192
-    linear, norm = partial(random_linear, rng, bias=True), partial(random_norm, rng, hidden, centered=True)
-    layers = [
-        Layer(
-            attention_norm=norm(),
-            attention=Attention(linear(3 * heads * head_dim, hidden), linear(hidden, heads * head_dim)),
-            mlp_norm=norm(),
-            mlp=Mlp(None, linear(inner, hidden), linear(hidden, inner), Activation.GELU),
+def encoder(rng: np.random.Generator, *, hidden: int = 128, heads: int = 2, layers: int = 2) -> Spec:
+    """A random encoder in the manner of BERT."""
+    head_dim, width = 64, 192
+    linear = partial(random_linear, rng, bias=True)
+    norm = partial(random_norm, rng, hidden, centered=True, eps=1e-12)
+
+    def layer() -> tuple[Residual[Linear, Norm], ...]:
+        attention = Attention(
+            qkv=linear(3 * heads * head_dim, hidden),
+            output=linear(hidden, heads * head_dim),
+            scale=head_dim**-0.5,
+            rotary=None,
         )
-        for _ in range(layers)
-    ]
-    return EncoderSpec(hidden, heads, head_dim, inner, 1e-12, tuple(layers))
+        mlp = Mlp(gate=None, up=linear(width, hidden), down=linear(hidden, width), activation=Activation.GELU)
+        return Residual(body=attention, sum_norm=norm()), Residual(body=mlp, sum_norm=norm())
+
+    return TransformerSpec(
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=width,
+        layers=tuple(layer() for _ in range(layers)),
+        causal=False,
+    )
 
 
 @pytest.mark.parametrize("config", [*FAST, *LARGE])
@@ -203,8 +239,8 @@ def test_encoder_passes(machine_of: Callable, config: str, timing: str) -> None:
         x = rng.standard_normal((tokens, spec.hidden_size)).astype(np.float32)
         np.testing.assert_array_equal(*(engine.encode(x).view(np.uint32) for engine in engines))
         compare_counters(rtl, emulator)
-    emulated = emulator.read(engines[1]._caches)
-    np.testing.assert_array_equal(rtl.read(engines[0]._caches), emulated)
+    emulated = emulator.read(engines[1].caches)
+    np.testing.assert_array_equal(rtl.read(engines[0].caches), emulated)
     assert emulated.any()
 
 

@@ -113,7 +113,7 @@ def run_both(
     layout = Layout(spec, machine.config, slots=sequences, context=context)
     step = StepShape(slots=tuple(range(sequences)), tokens=tokens, context=context)
     contexts = step.contexts(machine.config, [context] * sequences)
-    commands = set_contexts(DecoderCompiler(layout).compile(step), contexts)
+    commands = set_contexts(DecoderCompiler(layout).compile(step).commands, contexts)
     assert device.commands() == commands
     return commands, found, device.activities(), execute(machine.config, commands, memory_of(memory))
 

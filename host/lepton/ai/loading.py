@@ -14,12 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from lepton.ai.model import LeptonModel
 from lepton.compiler.command_lists import CommandLists
-from lepton.errors import InputError
+from lepton.errors import InputError, UnsupportedModel
 from lepton.frontend.trace import Inputs
-from lepton.integrations.transformers import METHOD, LeptonConfig, compile_, quantize_
+from lepton.integrations.transformers import METHOD, LeptonConfig, mark
 from lepton.models import SourceError, resolve
-from lepton.placement import CostModel
-from lepton.placement.whole_layers import UnsupportedModel
+from lepton.placement import CostModel, Offloaded, OffloadOptions, offload
 from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.config import get_config
 
@@ -81,68 +80,57 @@ def load_model(
 
     Raises :class:`~lepton.errors.LeptonError` of the kind that fits, naming what is wrong.
     """
-    hardware = get_config(config)
+    get_config(config)
     host = _host_device(host_device)
     executor = (
         None if device == CPU else open_executor(device, config=config, memory_bytes=memory_bytes, timeout=timeout)
     )
     try:
         if isinstance(source, nn.Module):
-            module, programs = source, None
+            module, lists = source, None
         else:
             folder = resolve(source)
             module, tokenizer = _load_folder(folder, config)
-            programs = CommandLists.load(folder)
+            lists = CommandLists.load(folder)
         nn.Module.to(module, host).eval()
-        skip = tuple(skip)
+        result = None
         if executor is not None:
-            _offload(
-                module,
-                executor,
-                config=hardware.name,
-                whole=layers and not skip and inputs is None and host.type == "cpu",
-                both={"strict": strict, "cost": cost},
-                layers={"context": context, "sequences": sequences, "programs": programs},
-                linears={"skip": skip, "inputs": inputs},
+            saved, kept = _saved_layers(module), tuple(skip)
+            options = OffloadOptions(
+                layers=saved if saved is not None else None if layers else False,
+                strict=strict,
+                skip=kept,
+                inputs=inputs,
+                cost=cost or CostModel(),
+                context=context,
+                sequences=sequences,
+                timeout=timeout,
+                lists=lists,
             )
+            result = _offload(module, executor, options)
     except BaseException:
         if executor is not None:
             executor.close()
         raise
-    return LeptonModel(module, tokenizer, executor)
+    return LeptonModel(module, tokenizer, result)
 
 
-def _offload(
-    module: nn.Module,
-    executor: Executor,
-    *,
-    config: str,
-    whole: bool,
-    both: dict[str, Any],
-    layers: dict[str, Any],
-    linears: dict[str, Any],
-) -> None:
-    """Run whole layers if that can be done, else Linear layers one by one. A saved model stays what it was."""
-    settings: Any = getattr(getattr(module, "config", None), "quantization_config", None)
-    unsupported_reason = ""
-    if isinstance(settings, LeptonConfig) and settings.layers:
-        try:
-            compile_(module, executor, config=config, **both, **layers)
-        except UnsupportedModel as reason:
-            raise InputError(
-                f"model: was saved with whole layers, which must run on '{config}', but {reason}; choose another "
-                f"configuration, or load the model it was made of"
-            ) from reason
-        return
-    if whole and isinstance(settings, LeptonConfig):
-        unsupported_reason = "the model was saved so"
-    elif whole:
-        try:
-            compile_(module, executor, config=config, **both, **layers)
-            return
-        except UnsupportedModel as reason:
-            unsupported_reason = str(reason)
-    quantize_(module, executor, config=config, unsupported_reason=unsupported_reason, **both, **linears)
+def _offload(module: nn.Module, executor: Executor, options: OffloadOptions) -> Offloaded:
+    try:
+        result = offload(module, executor, options)
+    except UnsupportedModel as reason:
+        raise InputError(
+            f"model: was saved with whole layers, which must run on '{executor.config.name}', but {reason}; choose "
+            f"another configuration, or load the model it was made of"
+        ) from reason
+    mark(result)
+    return result
+
+
+def _saved_layers(module: nn.Module) -> bool | None:
+    """Whether a saved model was compiled with whole layers or Linear by Linear, which it stays; None if it is none."""
+    settings = getattr(getattr(module, "config", None), "quantization_config", None)
+    return settings.layers if isinstance(settings, LeptonConfig) else None
 
 
 def _host_device(name: str) -> torch.device:

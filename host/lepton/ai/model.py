@@ -18,9 +18,7 @@ from transformers import (
 )
 
 from lepton.errors import InputError
-from lepton.placement import Report
-from lepton.runtime.decoder_forward import DecoderForward
-from lepton.runtime.executor import Executor
+from lepton.placement import Offloaded, Report
 
 
 class LeptonModel:
@@ -29,16 +27,19 @@ class LeptonModel:
     ``module`` is the PyTorch model, ``tokenizer`` its tokenizer or None, ``device`` the name of the device.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase | None, executor: Executor | None) -> None:
+    def __init__(
+        self, module: nn.Module, tokenizer: PreTrainedTokenizerBase | None, offloaded: Offloaded | None
+    ) -> None:
         self.module = module
         self.tokenizer = tokenizer
-        self._executor = executor
+        self.offloaded = offloaded
+        """How the module is offloaded, or None if nothing of it is."""
         self._closed = False
 
     @property
     def device(self) -> str:
         """Name of the device that runs the Linear layers."""
-        return self._executor.name if self._executor else "cpu"
+        return self.offloaded.executor.name if self.offloaded else "cpu"
 
     @property
     def host_device(self) -> torch.device:
@@ -62,8 +63,9 @@ class LeptonModel:
 
     def explain(self) -> Report:
         """Where every module runs, how much of the work that is, and why modules stay on the host."""
-        report = getattr(self.module, "lepton_report", None)
-        return report if report is not None else Report(device=self.device, config="", context=0, placements=())
+        if self.offloaded is not None:
+            return self.offloaded.report
+        return Report(device=self.device, config="", context=0, placements=())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the quantized model, its tokenizer, and compiled command lists, for :func:`~lepton.ai.load_model`.
@@ -79,9 +81,8 @@ class LeptonModel:
         self.module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        forward = self.module.forward
-        if isinstance(forward, DecoderForward) and (programs := forward.decoder.programs()):
-            programs.save(Path(folder))
+        if self.offloaded is not None and (lists := self.offloaded.command_lists()):
+            lists.save(Path(folder))
 
     def encode(self, prompt: str | Sequence[str], *, chat: bool | None = None) -> BatchEncoding:
         """Token ids and attention mask of one or several prompts, padded on the left.
@@ -154,8 +155,8 @@ class LeptonModel:
     def close(self) -> None:
         """Release the device. The model cannot run any more."""
         self._closed = True
-        if self._executor is not None:
-            self._executor.close()
+        if self.offloaded is not None:
+            self.offloaded.executor.close()
 
     def __enter__(self) -> "LeptonModel":
         return self

@@ -17,7 +17,7 @@ from lepton.progress import progress_bars
 
 if TYPE_CHECKING:
     from lepton.ai import LeptonModel
-    from lepton.runtime.engine import DecoderEngine
+    from lepton.runtime.decoder import DecoderEngine
 
 _PROMPT = "What is gravity?"
 
@@ -107,13 +107,10 @@ def _lepton(model: "LeptonModel") -> _Contender:
 
 def _engine(model: "LeptonModel") -> "DecoderEngine | None":
     """The engine of a model that runs as whole layers."""
-    from lepton.runtime.decoder_forward import DecoderForward
-    from lepton.runtime.engine import DecoderEngine
+    from lepton.runtime.decoder import DecoderEngine
 
-    forward = model.module.forward
-    if isinstance(forward, DecoderForward) and isinstance(forward.decoder, DecoderEngine):
-        return forward.decoder
-    return None
+    engine = model.offloaded.engine if model.offloaded is not None else None
+    return engine if isinstance(engine, DecoderEngine) else None
 
 
 def _weight_bytes(module: Any) -> int:

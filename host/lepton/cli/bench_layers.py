@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +18,9 @@ from lepton.devices.base import Counters
 from lepton.devices.rtl import RtlDevice, open_rtl
 from lepton.errors import InputError
 from lepton.progress import progress_bars
+from lepton.runtime.decoder import DecoderEngine
 from lepton.runtime.encoder import EncoderEngine
-from lepton.runtime.engine import DecoderEngine
-from lepton.spec import Attention, DecoderSpec, EncoderSpec, Layer, Linear, Mlp, Norm
+from lepton.spec import Attention, Linear, Mlp, Norm, Residual, Spec, TransformerSpec
 from lepton_hw.config import get_config
 from lepton_hw.numerics import QuantizedWeights
 
@@ -70,55 +71,61 @@ class _Random:
 
 def random_decoder(
     layers: int, *, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int, intermediate_size: int
-) -> DecoderSpec:
-    """A decoder with random weights."""
+) -> Spec:
+    """A decoder like Llama with random weights."""
     linear = _Random().linear
-    ones = Norm(np.ones(hidden_size, np.float32))
-    layer = Layer(
-        attention_norm=ones,
-        attention=Attention(
-            linear((num_heads + 2 * num_kv_heads) * head_dim, hidden_size), linear(hidden_size, num_heads * head_dim)
-        ),
-        mlp_norm=ones,
-        mlp=Mlp(
-            linear(intermediate_size, hidden_size),
-            linear(intermediate_size, hidden_size),
-            linear(hidden_size, intermediate_size),
-        ),
+    norm = Norm(np.ones(hidden_size, np.float32))
+    attention = Attention(
+        qkv=linear((num_heads + 2 * num_kv_heads) * head_dim, hidden_size),
+        output=linear(hidden_size, num_heads * head_dim),
+        scale=head_dim**-0.5,
     )
-    head = linear(VOCABULARY, hidden_size)
-    return DecoderSpec(
-        hidden_size,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        intermediate_size,
-        VOCABULARY,
-        1e-5,
-        (layer,) * layers,
-        ones,
-        head,
+    mlp = Mlp(
+        gate=linear(intermediate_size, hidden_size),
+        up=linear(intermediate_size, hidden_size),
+        down=linear(hidden_size, intermediate_size),
+        activation=Activation.SILU,
+    )
+    return TransformerSpec(
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        layers=((Residual(body=attention, pre_norm=norm), Residual(body=mlp, pre_norm=norm)),) * layers,
+        norm=norm,
+        lm_head=linear(VOCABULARY, hidden_size),
+        vocab_size=VOCABULARY,
+        rotary_dim=head_dim,
     )
 
 
-def random_encoder(layers: int, *, hidden_size: int, num_heads: int, intermediate_size: int) -> EncoderSpec:
+def random_encoder(layers: int, *, hidden_size: int, num_heads: int, intermediate_size: int) -> Spec:
     """An encoder like BERT with random weights."""
-    linear = _Random().linear
-    norm = Norm(np.ones(hidden_size, np.float32), np.zeros(hidden_size, np.float32))
-    layer = Layer(
-        attention_norm=norm,
-        attention=Attention(
-            linear(3 * hidden_size, hidden_size, bias=True), linear(hidden_size, hidden_size, bias=True)
-        ),
-        mlp_norm=norm,
-        mlp=Mlp(
-            None,
-            linear(intermediate_size, hidden_size, bias=True),
-            linear(hidden_size, intermediate_size, bias=True),
-            Activation.GELU,
-        ),
+    linear = partial(_Random().linear, bias=True)
+    norm = Norm(np.ones(hidden_size, np.float32), np.zeros(hidden_size, np.float32), 1e-12)
+    head_dim = hidden_size // num_heads
+    attention = Attention(
+        qkv=linear(3 * hidden_size, hidden_size),
+        output=linear(hidden_size, hidden_size),
+        scale=head_dim**-0.5,
+        rotary=None,
     )
-    return EncoderSpec(hidden_size, num_heads, hidden_size // num_heads, intermediate_size, 1e-12, (layer,) * layers)
+    mlp = Mlp(
+        gate=None,
+        up=linear(intermediate_size, hidden_size),
+        down=linear(hidden_size, intermediate_size),
+        activation=Activation.GELU,
+    )
+    return TransformerSpec(
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        layers=((Residual(body=attention, sum_norm=norm), Residual(body=mlp, sum_norm=norm)),) * layers,
+        causal=False,
+    )
 
 
 @dataclass(frozen=True)

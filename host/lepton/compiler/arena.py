@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lepton.errors import InputError
+from lepton.errors import DoesNotFit
 
 
 class Arena:
     """Hands out parts of a memory on chip, each from the first place where it fits.
 
-    ``subject`` and ``remedy`` are for the message of the :class:`InputError` that a full memory raises.
+    ``subject`` and ``remedy`` are for the message of the :class:`DoesNotFit` that a full memory raises.
     """
 
     def __init__(self, subject: str, size: int, remedy: str) -> None:
@@ -28,7 +28,7 @@ class Arena:
                 return begin
             begin = end
         held = size + sum(end - begin for begin, end in self._used)
-        raise InputError(
+        raise DoesNotFit(
             f"{self._subject}: must hold {held} entries for this step at once, but has {self._size}; {self._remedy}"
         )
 

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lepton.compiler.emitter import Activations, Emitter, Rows, Scalars
+from lepton.compiler.emitter import Activations, Rows, Scalars
 from lepton.compiler.layout import Layout, chunks_of
+from lepton.compiler.norm import NormEmitter
 from lepton.compiler.schedule import Task
 from lepton.compiler.step import StepShape
-from lepton.errors import InputError
+from lepton.errors import DoesNotFit
+from lepton.spec import Attention, Linear, Norm
 from lepton_hw.commands import Address, Append, AppendFlag, Combine, Function, GemmFlag, Reduce, Step
 from lepton_hw.config import ATTENTION_CHUNK
 from lepton_hw.layout import PARAMETER_BEATS, value_stride, words_of
@@ -71,12 +73,12 @@ class _Chunk(NamedTuple):
     faded: int
 
 
-class AttentionCompiler(Emitter):
-    """Adds the commands of attention."""
+class AttentionEmitter(NormEmitter):
+    """Adds the commands of attention to the caches of sequences."""
 
-    def __init__(self, layout: Layout, step: StepShape, *, states: int = 0) -> None:
-        super().__init__(layout.config, caches=2 * len(layout.spec.layers) * len(step.slots) + states)
-        self.layout, self.step, self.spec = layout, step, layout.spec
+    def __init__(self, layout: Layout, step: StepShape, *, states: int = 0, plan: bool = False) -> None:
+        super().__init__(layout, caches=2 * len(layout.spec.layers) * len(step.slots) + states, plan=plan)
+        self.step, self.spec = step, layout.spec
         config = layout.config
         self._head, self._query_words = self.words(self.spec.head_dim), words_of(config, self.spec.head_dim)
         self._context = words_of(config, step.context) * config.array_size
@@ -119,12 +121,12 @@ class AttentionCompiler(Emitter):
             self._cache(layer, number, value=value),
         )
 
-    def attend(self, layer: int, queries: Queries) -> Task:
-        """Attention of some queries to the cache of their sequence."""
+    def attend(self, attention: Attention[Linear, Norm], layer: int, queries: Queries) -> Task:
+        """Attention of some queries to the cache of their sequence in a layer."""
         rows = queries.outer * self.spec.group
         per_head = rows // len(queries.kv_heads)
         if per_head > self.config.accumulator_rows:
-            raise InputError(
+            raise DoesNotFit(
                 f"attention: must have at most {self.config.accumulator_rows} queries of a KV head, not {per_head}; "
                 f"process fewer rows at a time"
             )
@@ -167,7 +169,7 @@ class AttentionCompiler(Emitter):
             for chunk in range(self._chunks):
                 if chunk > 1:
                     self._rescale(queries, at)
-                self._softmax(layer, queries, at, chunk)
+                self._softmax(attention, queries, at, chunk)
                 self._pv(layer, queries, at, chunk)
                 if chunk + 1 < self._chunks:
                     self._score(layer, queries, source, at, chunk + 1)
@@ -226,21 +228,23 @@ class AttentionCompiler(Emitter):
                 cache=self._cache(layer, queries.number, value=True),
             )
 
-    def _softmax(self, layer: int, queries: Queries, at: _Chunk, chunk: int) -> None:
+    def _softmax(self, attention: Attention[Linear, Norm], queries: Queries, at: _Chunk, chunk: int) -> None:
         """Scores to weights, quantized; largest score and sum of all chunks so far."""
-        spec, group = self.spec, self.spec.group
+        group = self.spec.group
         rows, words = queries.outer * group, self.words(self._width(chunk))
         peak, before = at.peaks[chunk % 2], at.peaks[(chunk + 1) % 2]
-        factor = float(np.float32(spec.head_dim**-0.5))
-        window = spec.layers[layer].attention.window
+        passes, factor = attention.score_passes
+        factor = float(np.float32(factor))
+        window = attention.window
         seen: dict[str, Any] = {"context": queries.context, "chunk": chunk, "outer": queries.outer, "inner": group}
         mask: dict[str, Any] = seen | {"mask": True, "causal_offset": queries.causal_offset}
         if window < self.step.context:
             mask["window"] = window
-        absmax = at.peak if chunk else peak
-        self.vector(words, at.scores, b=factor, reduce=Reduce.MAXIMUM, reduced=absmax, **mask)
+        self.passes(passes, words, at.scores, at.scores, at.scores, **seen)
+        largest = at.peak if chunk else peak
+        self.vector(words, at.scores, b=factor, reduce=Reduce.MAXIMUM, reduced=largest, **mask)
         if chunk:
-            self.vector(rows, Rows(before), c=Rows(absmax), combine=Combine.MAXIMUM, target=Rows(peak))
+            self.vector(rows, Rows(before), c=Rows(largest), combine=Combine.MAXIMUM, target=Rows(peak))
         elif window and self._chunks > 1:
             # With a window a row may see nothing of the first chunk.
             self.vector(rows, Rows(peak), c=float(SCORE_FLOOR), combine=Combine.MAXIMUM, target=Rows(peak))

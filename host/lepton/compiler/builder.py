@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton.errors import InputError
+from lepton.errors import DoesNotFit
 from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES, Command, End, Fetch, Gemm, Load
 from lepton_hw.config import HardwareConfig
 
@@ -96,10 +96,18 @@ def _bits(mask: int) -> list[int]:
 @dataclass
 class _Entry:
     command: Command
+    label: str
     masks: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, semaphore: int) -> None:
         self.masks[name] = self.masks.get(name, 0) | 1 << semaphore
+
+
+class CommandList(NamedTuple):
+    """The commands of a list, and what each of them belongs to."""
+
+    commands: tuple[Command, ...]
+    labels: tuple[str, ...]
 
 
 class ListBuilder:
@@ -120,11 +128,13 @@ class ListBuilder:
             for _ in range(2)
         )
         self._waited = dict.fromkeys(_SEMAPHORES, -1)
+        self.label = ""
+        """What the commands that are added belong to, like "layer 3 attention"."""
 
     def add(self, command: Command, *, reads: Iterable[Span] = (), writes: Iterable[Span] = ()) -> None:
         """Append a command that reads and writes these parts on chip and of the caches."""
         index = len(self._entries)
-        self._entries.append(_Entry(command))
+        self._entries.append(_Entry(command, self.label))
         reads, writes = tuple(reads), tuple(writes)
         if isinstance(command, Gemm):
             # Caches are read by the weight stream, activations by the array, vectors are written behind it.
@@ -138,13 +148,16 @@ class ListBuilder:
             self._wait(index, _Point.LOAD if loads else _Point.VECTOR, reads, writes)
             self._note(index, _Event.LOADED if loads else _Event.COMPUTED, reads, writes)
 
-    def finish(self) -> list[Command]:
+    def finish(self) -> CommandList:
         """The commands with their semaphores, and END.
 
-        Raises :class:`InputError` if a unit may run so far ahead of another one that a semaphore overflows.
+        Raises :class:`DoesNotFit` if a unit may run so far ahead of another one that a semaphore overflows.
         """
         self._check_counts()
-        return [*(replace(entry.command, **entry.masks) for entry in self._entries), End()]
+        return CommandList(
+            (*(replace(entry.command, **entry.masks) for entry in self._entries), End()),
+            (*(entry.label for entry in self._entries), "end"),
+        )
 
     def _check_counts(self) -> None:
         """Follow what each command can be sure of that has begun before it (vector clocks: Mattern, 1988)."""
@@ -169,7 +182,7 @@ class ListBuilder:
                 given[semaphore].append(index)
                 sure = bisect_right(taken[semaphore], complete[-1][_TAKER[semaphore].value])
                 if len(given[semaphore]) - sure > SEMAPHORE_MAX:
-                    raise InputError(
+                    raise DoesNotFit(
                         f"list: semaphore {semaphore} must count to {SEMAPHORE_MAX} at most, but command {index} may "
                         f"give it once more; let fewer tasks take turns"
                     )
@@ -198,3 +211,10 @@ class ListBuilder:
             self._read[event, span.space][span.begin : span.end] = index
         for span in writes:
             self._written[event, span.space][span.begin : span.end] = index
+
+
+class Planner(ListBuilder):
+    """Takes commands and forgets them: to see what memories on chip a list needs."""
+
+    def add(self, command: Command, *, reads: Iterable[Span] = (), writes: Iterable[Span] = ()) -> None:
+        """Forget a command."""

@@ -1,14 +1,15 @@
 """Commands of a step with what they read and write."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lepton.activation import INPUT, RESULT, Pass
 from lepton.compiler.arena import Arena
-from lepton.compiler.builder import ListBuilder, Space, Span
+from lepton.compiler.builder import ListBuilder, Planner, Space, Span
 from lepton.compiler.layout import RESULTS
 from lepton_hw.commands import (
     Address,
@@ -73,12 +74,13 @@ class Activations(NamedTuple):
 class Emitter:
     """Adds commands to a list.
 
-    Places are in the vector memory, the activation buffer and the row scale table, which it hands out.
+    Places are in the vector memory, the activation buffer and the row scale table, which it hands out. An emitter made
+    to ``plan`` forgets the commands.
     """
 
-    def __init__(self, config: HardwareConfig, *, caches: int) -> None:
+    def __init__(self, config: HardwareConfig, *, caches: int, plan: bool = False) -> None:
         self.config = config
-        self.builder = ListBuilder(config, caches=caches)
+        self.builder = (Planner if plan else ListBuilder)(config, caches=caches)
         fewer = "process fewer rows at a time, a shorter context, or build the device with more"
         self.vectors = Arena("vector memory", config.vector_words, fewer)
         self._activations = Arena("activation buffer", config.activation_words, fewer)
@@ -196,6 +198,29 @@ class Emitter:
             reads=reads,
             writes=writes,
         )
+
+    def passes(self, passes: Sequence[Pass], words: int, x: Rows, between: Rows, target: Rows, **options: Any) -> None:
+        """A function of rows of ``words`` words; what passes leave for those after them is at ``between``.
+
+        ``options`` are those of :meth:`vector`; a reduction is of the last pass.
+        """
+        operands = {INPUT: x, RESULT: between}
+        reduction = {name: options.pop(name) for name in ("reduce", "reduced") if name in options}
+        for number, step in enumerate(passes, 1):
+            square = step.a == step.b
+            final = number == len(passes)
+            self.vector(
+                words,
+                operands[step.a],
+                b=1.0 if square else operands[step.b] if isinstance(step.b, str) else step.b,
+                c=step.c,
+                square=square,
+                combine=step.combine,
+                function=step.function,
+                target=target if final else between,
+                **options,
+                **(reduction if final else {}),
+            )
 
     def reciprocals(self, count: int, scalars: Scalars) -> None:
         """Reciprocals of the scales of ``count`` rows whose absmax are there."""

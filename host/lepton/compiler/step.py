@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lepton_hw.commands import Command, Context
 from lepton_hw.config import HardwareConfig
+
+CommandT = TypeVar("CommandT", bound=Command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class StepShape:
         return [tokens[0] - self.rows + block.stop for block in self.blocks(config)]
 
 
-def set_contexts(commands: Sequence[Command], contexts: Sequence[int]) -> list[Command]:
+def set_contexts(commands: Sequence[CommandT], contexts: Sequence[int]) -> list[CommandT]:
     """A list with what :meth:`StepShape.contexts` says in its CONTEXT commands."""
     return [
         replace(command, tokens=tuple(contexts[command.first : command.first + len(command.tokens)]))

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton.compiler.builder import CommandList
 from lepton.compiler.decoder import CONTEXTS, DecoderCompiler
 from lepton.compiler.layout import Layout, unsupported_reason
 from lepton.compiler.step import StepShape, set_contexts
 from lepton.errors import InputError
 from lepton.estimate.boards import Memory
 from lepton.estimate.machine import Run, execute
-from lepton.spec import DecoderSpec
-from lepton_hw.commands import Command, Fetch
+from lepton.spec import Spec
+from lepton_hw.commands import Command
 from lepton_hw.config import HardwareConfig
 
 SIMULATED_LAYERS = 3
@@ -58,13 +59,15 @@ class Estimate:
     """By kind of layer."""
     total: Part
     commands: tuple[Command, ...]
-    """Of the last list, with no more than :data:`SIMULATED_LAYERS` layers."""
+    """The last list, with no more than :data:`SIMULATED_LAYERS` layers."""
+    labels: tuple[str, ...]
+    """What each of its commands belongs to."""
     run: Run
     """What it did."""
 
 
 def estimate(
-    spec: DecoderSpec, config: HardwareConfig, memory: Memory, *, context: int, tokens: int = 1, capacity: int = 0
+    spec: Spec, config: HardwareConfig, memory: Memory, *, context: int, tokens: int = 1, capacity: int = 0
 ) -> Estimate:
     """What ``tokens`` new tokens take that make a sequence of ``context`` tokens.
 
@@ -86,42 +89,41 @@ def estimate(
     if layers > SIMULATED_LAYERS:
         repeats[1] = layers - SIMULATED_LAYERS + 1
     totals = np.zeros((len(KINDS), 3 + len(RESOURCES)))
-    commands, run = (), Run()
-    for commands in _steps(layout, context, tokens):
-        run = execute(config, commands, memory)
-        totals += _attribute(config, layout, commands, run, repeats)
+    steps, run = CommandList((), ()), Run()
+    for steps in _steps(layout, context, tokens):
+        run = execute(config, steps.commands, memory)
+        totals += _attribute(config, layout, steps.labels, run, repeats)
     parts = tuple(_part(name, row, memory) for name, row in zip(KINDS, totals, strict=True))
     total = _part("token" if tokens == 1 else "prompt", totals.sum(axis=0), memory)
-    return Estimate(tokens, context, total.cycles, parts, total, tuple(commands), run)
+    return Estimate(tokens, context, total.cycles, parts, total, *steps, run)
 
 
-def sections(layout: Layout, commands: Sequence[Command]) -> list[int]:
+def sections(layout: Layout, labels: Sequence[str]) -> list[int]:
     """The first command of each part of a step: attention and MLP of each layer, the head."""
-    keys = [(name, i) for i in range(len(layout.spec.layers)) for name in ("attention_norm", "mlp_norm")]
-    wanted = [layout.weights(*key) for key in (*keys, ("norm", 0))]
-    fetched = [command.source if isinstance(command, Fetch) else None for command in commands]
+    wanted = [f"layer {i} {kind}" for i in range(len(layout.spec.layers)) for kind in ("attention", "MLP")]
     # Of several row blocks the first one counts; lists without logits end with the last MLP.
-    return [0, *(fetched.index(source) for source in wanted[1:] if source in fetched)]
+    return [0, *(labels.index(label) for label in (*wanted[1:], "logits") if label in labels)]
 
 
-def _steps(layout: Layout, context: int, tokens: int) -> Iterator[list[Command]]:
+def _steps(layout: Layout, context: int, tokens: int) -> Iterator[CommandList]:
     """The lists of a prompt, as many rows each as the build has room for."""
     compiler = DecoderCompiler(layout)
     at = context - tokens
-    compiled: dict[StepShape, list[Command]] = {}
+    compiled: dict[StepShape, CommandList] = {}
     for step in compiler.prompt(0, at, tokens):
         at += step.tokens
         if step not in compiled:
             compiled[step] = compiler.compile(step)
-        yield set_contexts(compiled[step], step.contexts(layout.config, [at]))
+        commands, labels = compiled[step]
+        yield CommandList(tuple(set_contexts(commands, step.contexts(layout.config, [at]))), labels)
 
 
 def _attribute(
-    config: HardwareConfig, layout: Layout, commands: Sequence[Command], run: Run, repeats: Sequence[int]
+    config: HardwareConfig, layout: Layout, labels: Sequence[str], run: Run, repeats: Sequence[int]
 ) -> NDArray[np.float64]:
     """Cycles, MACs, bytes and busy cycles of the resources, of each kind."""
-    begins = sections(layout, commands)
-    ends = [*begins[1:], len(commands)]
+    begins = sections(layout, labels)
+    ends = [*begins[1:], len(labels)]
     edges = np.maximum.accumulate([0, *(max(run.done[begin:end]) for begin, end in zip(begins, ends, strict=True))])
     rows = np.diff(_before(run.tiles, edges))
     beats = np.diff(_before(run.reads, edges)) + np.diff(_before(run.writes, edges))

@@ -15,12 +15,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lepton.compiler.command_lists import CommandLists
 from lepton.errors import InputError
 from lepton.frontend.trace import Inputs
-from lepton.placement import CostModel, QuantizedLinear, Report, offload
-from lepton.placement.whole_layers import compile_layers
+from lepton.placement import CostModel, Offloaded, OffloadOptions, Report, offload
 from lepton.quantization.linears import features, find_linears, replace
+from lepton.quantization.quantized import QuantizedLinear
 from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.config import get_config
 
@@ -97,10 +96,11 @@ class LeptonQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
-        if settings.device != "cpu" and settings.layers:
-            compile_(model, settings.device, config=settings.config, strict=settings.strict)
-        elif settings.device != "cpu":
-            quantize_(model, settings.device, config=settings.config, skip=settings.skip, strict=settings.strict)
+        if settings.device != "cpu":
+            options = OffloadOptions(
+                layers=settings.layers, strict=settings.strict, skip=tuple(settings.skip), cost=CostModel()
+            )
+            _offload_on(model, settings.device, settings.config, options)
         return model
 
 
@@ -118,88 +118,45 @@ def quantize_(
     skip: Iterable[str] = (),
     inputs: Inputs | None = None,
     cost: CostModel | None = None,
-    unsupported_reason: str = "",
+    layers: bool | None = False,
 ) -> Report:
-    """Quantize and offload the Linear layers of ``model``, in place; for inference only.
+    """Quantize and offload ``model``, in place, for inference only; the report says what runs where.
 
     ``device`` is a device name, or an executor that the caller closes. ``inputs`` are example inputs for models that
-    are not from transformers: without a trial run no layers are fused. ``unsupported_reason`` is why
-    whole layers cannot run, if they should. The report is also ``model.lepton_report``.
+    are not from transformers: without a trial run no layers are fused. ``layers`` is that of
+    :class:`~lepton.placement.OffloadOptions`: by default Linear layers are offloaded one by one.
 
-    Raises :class:`~lepton.placement.PlacementError` if ``strict`` and a Linear layer has to stay on the host; with an
-    ``unsupported_reason``, if anything has to that multiplies, as attention does.
+    Raises what :func:`lepton.placement.offload` raises.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: must be a torch.nn.Module, not {type(model).__name__}; use lepton.ai.load_model")
-    hardware, skip = get_config(config), list(skip)
-    model.eval().requires_grad_(False)
+    options = OffloadOptions(layers=layers, strict=strict, skip=tuple(skip), inputs=inputs, cost=cost or CostModel())
+    return _offload_on(model, device, get_config(config).name, options).report
+
+
+def _offload_on(model: nn.Module, device: str | Executor, config: str, options: OffloadOptions) -> Offloaded:
     executor = open_executor(device, config=config) if isinstance(device, str) else device
     try:
-        report = offload(
-            model,
-            executor,
-            hardware,
-            cost=cost or CostModel(),
-            inputs=inputs,
-            skip=skip,
-            strict=strict,
-            unsupported_reason=unsupported_reason,
-        )
+        result = offload(model, executor, options)
     except BaseException:
         if isinstance(device, str):
             executor.close()
         raise
-    vars(model)["lepton_report"] = report
-    if isinstance(model, PreTrainedModel):
-        modules = [placement.module for placement in report.offloaded]
-        settings = LeptonConfig(executor.name, config, skip, strict, modules)
-        _mark(model, settings)
-    return report
+    mark(result)
+    return result
 
 
-def compile_(
-    model: nn.Module,
-    device: str | Executor = "emulator",
-    *,
-    config: str = "sim",
-    strict: bool = False,
-    cost: CostModel | None = None,
-    context: int | None = None,
-    sequences: int | None = None,
-    programs: CommandLists | None = None,
-) -> Report:
-    """Run whole layers of ``model`` on a device, in place; for inference only.
-
-    ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default those of
-    ``programs``, or what the model needs, and as many as there is memory for. ``programs`` are lists that were saved
-    with the model. ``cost`` decides which Linear layers outside the layers are worth offloading. The report is also
-    ``model.lepton_report``.
-
-    Raises :class:`~lepton.placement.whole_layers.UnsupportedModel` for a model that this cannot be done with,
-    :class:`~lepton.placement.PlacementError` if ``strict`` and a Linear layer has to stay on the host, and
-    :class:`~lepton.errors.MemoryFullError` if weights and one cache do not fit.
-    """
-    model.eval().requires_grad_(False)
-    executor = open_executor(device, config=config) if isinstance(device, str) else device
-    try:
-        report = compile_layers(
-            model,
-            executor,
-            get_config(config),
-            strict=strict,
-            cost=cost or CostModel(),
-            context=context,
-            sequences=sequences,
-            programs=programs,
+def mark(result: Offloaded) -> None:
+    """Make ``save_pretrained`` of an offloaded transformers model write one that ``from_pretrained`` knows as ours."""
+    if isinstance(result.model, PreTrainedModel):
+        options = result.options
+        settings = LeptonConfig(
+            result.executor.name,
+            result.executor.config.name,
+            options.skip,
+            options.strict,
+            result.quantized,
+            layers=result.engine is not None,
         )
-    except BaseException:
-        if isinstance(device, str):
-            executor.close()
-        raise
-    assert isinstance(model, PreTrainedModel)
-    modules = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    _mark(model, LeptonConfig(executor.name, config, strict=strict, modules=modules, layers=True))
-    return report
+        _mark(result.model, settings)
 
 
 def _mark(model: PreTrainedModel, settings: LeptonConfig) -> None:

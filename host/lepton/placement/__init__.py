@@ -1,8 +1,9 @@
-"""What part of a PyTorch model runs on the accelerator: find, fuse, weigh, replace, explain."""
+"""What part of a PyTorch model runs on the accelerator: whole layers, else Linear layers one by one; and why."""
 
 from lepton.placement.cost import CostModel
-from lepton.placement.linear_by_linear import PlacementError, offload
+from lepton.placement.linear_by_linear import PlacementError
+from lepton.placement.offload import Offloaded, offload, offloaded
+from lepton.placement.options import OffloadOptions
 from lepton.placement.report import Placement, Report
-from lepton.quantization.quantized import QuantizedLinear
 
-__all__ = ["CostModel", "Placement", "PlacementError", "QuantizedLinear", "Report", "offload"]
+__all__ = ["CostModel", "OffloadOptions", "Offloaded", "Placement", "PlacementError", "Report", "offload", "offloaded"]

@@ -1,14 +1,14 @@
 """Moves the Linear layers of a model to an executor, in place."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lepton.errors import InputError, LeptonError
-from lepton.frontend.trace import Inputs, Trace, trace, trial_inputs
-from lepton.placement.cost import CostModel
+from lepton.errors import LeptonError
+from lepton.frontend.trace import Trace, trace, trial_inputs
+from lepton.placement.options import OffloadOptions
 from lepton.placement.report import Placement, Report
 from lepton.progress import progress_bars
 from lepton.quantization.linears import features, find_linears, quantize, replace
@@ -34,30 +34,18 @@ def check_strict(reasons: Mapping[str, str]) -> None:
         )
 
 
-def offload(
-    model: nn.Module,
-    executor: Executor,
-    config: HardwareConfig,
-    *,
-    cost: CostModel,
-    inputs: Inputs | None = None,
-    skip: Iterable[str] = (),
-    strict: bool = False,
-    unsupported_reason: str = "",
+def offload_linears(
+    model: nn.Module, executor: Executor, options: OffloadOptions, *, unsupported_reason: str = ""
 ) -> Report:
     """Replace the Linear layers of ``model`` by int8 ones on ``executor``; the float weights are released.
 
-    ``inputs`` (keyword or positional ones) are for a trial run that shows which layers read the same tensor and can
-    run as one; transformers models need none. ``skip`` names modules that stay, as patterns like ``*.lm_head``.
     ``unsupported_reason`` is why whole layers cannot run, if they should.
 
-    Raises :class:`PlacementError` before anything is changed if ``strict`` and a Linear layer has to stay; with an
-    ``unsupported_reason``, if anything has to that the trial run saw multiply, as attention does.
+    Raises :class:`PlacementError` before anything is changed if ``options.strict`` and a Linear layer has to stay; with
+    an ``unsupported_reason``, if anything has to that the trial run saw multiply, as attention does.
     """
+    config, skip, inputs = executor.config, options.skip, options.inputs
     linears = find_linears(model)
-    if any(isinstance(m, QuantizedLinear) and m.placed for m in linears.values()):
-        raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
-    skip = tuple(skip)
     inputs = trial_inputs(model) if inputs is None else inputs
     trial = None if inputs is None else trace(model, linears, inputs)
     groups = [] if trial is None else trial.groups
@@ -80,10 +68,10 @@ def offload(
     groups = [kept for group in groups if (kept := [name for name in group if name not in reasons])]
     for group in groups:
         columns = sum(features(linears[name])[0] for name in group)
-        if not decided and (declined := cost.declined_reason(config, columns, features(linears[group[0]])[1])):
+        if not decided and (declined := options.cost.declined_reason(config, columns, features(linears[group[0]])[1])):
             reasons.update(dict.fromkeys(group, declined))
     groups = [group for group in groups if group[0] not in reasons]
-    if strict:
+    if options.strict:
         others = trial.macs.keys() - linears.keys() if unsupported_reason and trial is not None else ()
         check_strict(reasons | dict.fromkeys(sorted(others), f"whole layers cannot run, since {unsupported_reason}"))
 

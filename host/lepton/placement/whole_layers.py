@@ -1,28 +1,29 @@
-"""Moves a transformers model's decoder to a device, in place."""
+"""Moves the layers of a Transformer to a device, in place."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from lepton.compiler.command_lists import CommandLists
 from lepton.compiler.layout import Layout, chunks_of, unsupported_reason
-from lepton.errors import InputError, LeptonError
-from lepton.frontend.recognize import Recognized, RecognizedEncoder, recognize, recognize_encoder
-from lepton.placement import CostModel, Placement, Report
+from lepton.errors import UnsupportedModel
+from lepton.frontend.recognize import Recognized, recognize
+from lepton.placement.cost import CostModel
 from lepton.placement.linear_by_linear import check_strict
+from lepton.placement.options import OffloadOptions
+from lepton.placement.report import Placement, Report
 from lepton.quantization.linears import features, find_linears, quantize, replace
 from lepton.quantization.linears import unsupported_reason as unsupported_linear
 from lepton.quantization.quantized import QuantizedLinear, place
+from lepton.runtime.decoder import DecoderEngine
 from lepton.runtime.decoder_forward import DecoderForward
 from lepton.runtime.encoder import EncoderEngine
 from lepton.runtime.encoder_forward import EncoderForward
-from lepton.runtime.engine import DecoderEngine
+from lepton.runtime.engine import LIST_TIMEOUT
 from lepton.runtime.executor import DeviceExecutor, Executor
 from lepton.runtime.reference import ReferenceEncoder, ReferenceEngine
-from lepton.spec import DecoderSpec
+from lepton.spec import Spec
 from lepton_hw.commands import COMMAND_BYTES
 from lepton_hw.config import MAX_CONTEXT, PAGE_BYTES, HardwareConfig
 
@@ -35,108 +36,71 @@ _SHORT_CONTEXT = 256
 MAX_SEQUENCES = 16
 
 _COMMANDS_PER_CHUNK = 64
-"""Of a layer, at most: in a batch for a sequence, in a prompt for a KV head, with the lists for shorter contexts."""
+"""Upper bound on commands of a layer and chunk: in a batch per sequence, in a prompt per KV head, with the lists for
+shorter contexts."""
 
 REPORTED_CONTEXT = 128
 """Tokens at which the attention's work is counted in a report."""
 
 
-class UnsupportedModel(LeptonError):
-    """Whole layers of a model cannot run on a device; the message is the reason."""
+def offload_layers(model: nn.Module, executor: Executor, options: OffloadOptions) -> tuple[Report, Any]:
+    """Run all layers of ``model`` on the executor's device, in place: what runs where, and the engine that runs them.
 
-
-def compile_layers(
-    model: nn.Module,
-    executor: Executor,
-    config: HardwareConfig,
-    *,
-    cost: CostModel,
-    strict: bool = False,
-    context: int | None = None,
-    sequences: int | None = None,
-    programs: CommandLists | None = None,
-) -> Report:
-    """Run all layers of ``model`` on the executor's device, in place.
-
-    ``context`` is the most tokens of a sequence, ``sequences`` how many of them have a cache: by default those of
-    ``programs``, or what the model needs, and as many as there is memory for. The float weights of the layers are
-    released. ``cost`` decides which Linear layers outside the layers are worth offloading.
+    The float weights of the layers are released. Linear layers outside the layers run one by one if that is worth it.
 
     Raises :class:`UnsupportedModel` with the reason for a model that this cannot be done with, and
-    :class:`PlacementError` if ``strict`` and a Linear layer has to stay on the host, both before anything is changed,
-    and :class:`MemoryFullError` if weights and one cache do not fit.
+    :class:`~lepton.placement.PlacementError` if ``options.strict`` and a Linear layer has to stay on the host, both
+    before anything is changed, and :class:`~lepton.errors.MemoryFullError` if weights and one cache do not fit.
     """
-    if any(isinstance(vars(part).get("forward"), DecoderForward | EncoderForward) for part in model.modules()):
-        raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
-    if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        return _compile_encoder(model, executor, config, cost, strict, context)
     recognized = recognize(model)
-    if isinstance(recognized, str):
-        raise UnsupportedModel(recognized)
-    spec = recognized.spec
-    if reason := unsupported_reason(spec, config):
-        raise UnsupportedModel(reason)
-    if programs and programs.fit(config):
-        context, sequences = context or programs.context, sequences or programs.slots
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
-    wanted, context = context, min(context or DEFAULT_CONTEXT, positions)
-    if isinstance(executor, DeviceExecutor):
-        free = executor.device.free_bytes
-        while wanted is None and context > _SHORT_CONTEXT and not _sequences(spec, config, context, free):
-            context //= 2
-        sequences = sequences or max(1, _sequences(spec, config, context, free))
-        engine: Any = DecoderEngine(executor.device, spec, context=context, slots=sequences, programs=programs)
-    else:
-        sequences = sequences or MAX_SEQUENCES
-        engine = ReferenceEngine(spec, context=context, slots=sequences)
-    report = _report(model, executor, config, recognized, {})
-    replace(model, recognized.linears)
-    vars(model)["forward"] = DecoderForward(model, recognized, engine)
-    vars(model)["lepton_report"] = report
-    return report
-
-
-def _compile_encoder(
-    model: nn.Module,
-    executor: Executor,
-    config: HardwareConfig,
-    cost: CostModel,
-    strict: bool,
-    context: int | None,
-) -> Report:
-    """As :func:`compile_layers`; Linear layers outside the encoder's layers run one by one."""
-    recognized = recognize_encoder(model)
-    if isinstance(recognized, str):
-        raise UnsupportedModel(recognized)
-    spec = recognized.spec
-    if reason := unsupported_reason(spec, config):
+    config = executor.config
+    if reason := unsupported_reason(recognized.spec, config):
         raise UnsupportedModel(reason)
     others = {name: module for name, module in find_linears(model).items() if name not in recognized.modules}
-    reasons = _declined(model, others, config, cost)
-    if strict:
+    reasons = _declined(model, others, config, options.cost)
+    if options.strict:
         check_strict(reasons)
-    positions = getattr(recognized.base.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
-    tokens = min(context or MAX_CONTEXT, positions)
-    if isinstance(executor, DeviceExecutor):
-        engine: Any = EncoderEngine(executor.device, spec, context=tokens)
-    else:
-        engine = ReferenceEncoder(spec, context=tokens)
-    report = _report(model, executor, config, recognized, reasons)
+    engine = _engine(recognized, executor, options)
+    report = _report(model, executor, recognized, reasons)
     replacements: dict[nn.Module, nn.Module] = dict(recognized.linears)
     for name, module in others.items():
         if name not in reasons:
             replacements[module] = layer = quantize(name, module)
             place([name], [layer], executor)
     replace(model, replacements)
-    vars(recognized.base)["forward"] = EncoderForward(recognized.base, engine)
-    vars(model)["lepton_report"] = report
-    return report
+    forward = DecoderForward if recognized.spec.causal else EncoderForward
+    vars(recognized.model)["forward"] = forward(recognized, engine)
+    return report, engine
+
+
+def _engine(recognized: Recognized, executor: Executor, options: OffloadOptions) -> Any:
+    """What runs the layers."""
+    spec, config, lists = recognized.spec, executor.config, options.lists
+    positions = getattr(recognized.model.config.get_text_config(), "max_position_embeddings", None) or MAX_CONTEXT
+    device = executor.device if isinstance(executor, DeviceExecutor) else None
+    timeout = options.timeout or LIST_TIMEOUT
+    if not spec.causal:
+        context = min(options.context or MAX_CONTEXT, positions)
+        if device is None:
+            return ReferenceEncoder(spec, context=context)
+        return EncoderEngine(device, spec, context=context, timeout=timeout)
+    wanted, sequences = options.context, options.sequences
+    if lists and lists.fit(config):
+        wanted, sequences = wanted or lists.context, sequences or lists.slots
+    context = min(wanted or DEFAULT_CONTEXT, positions)
+    if device is None:
+        return ReferenceEngine(spec, context=context, slots=sequences or MAX_SEQUENCES)
+    free = device.free_bytes
+    while wanted is None and context > _SHORT_CONTEXT and not _sequences(spec, config, context, free):
+        context //= 2
+    slots = sequences or max(1, _sequences(spec, config, context, free))
+    return DecoderEngine(device, spec, context=context, slots=slots, lists=lists, timeout=timeout)
 
 
 def _declined(
     model: nn.Module, others: Mapping[str, nn.Module], config: HardwareConfig, cost: CostModel
 ) -> dict[str, str]:
-    """Why Linear layers outside the encoder's layers stay on the host."""
+    """Why Linear layers outside the layers stay on the host."""
     # A model that was saved quantized: what to offload was decided then.
     decided = any(isinstance(module, QuantizedLinear) for module in find_linears(model).values())
     reasons: dict[str, str] = {}
@@ -150,7 +114,7 @@ def _declined(
     return reasons
 
 
-def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: int) -> int:
+def _sequences(spec: Spec, config: HardwareConfig, context: int, free: int) -> int:
     """Sequences whose caches fit beside the weights, lists and results."""
     layout = Layout(spec, config, slots=1, context=context)
     lists = COMMAND_BYTES * _COMMANDS_PER_CHUNK * chunks_of(context) * len(spec.layers)
@@ -158,13 +122,7 @@ def _sequences(spec: DecoderSpec, config: HardwareConfig, context: int, free: in
     return max(0, min(MAX_SEQUENCES, config.array_size, left // (layout.cache_bytes + lists)))
 
 
-def _report(
-    model: nn.Module,
-    executor: Executor,
-    config: HardwareConfig,
-    recognized: Recognized | RecognizedEncoder,
-    reasons: Mapping[str, str],
-) -> Report:
+def _report(model: nn.Module, executor: Executor, recognized: Recognized, reasons: Mapping[str, str]) -> Report:
     """``reasons`` are why Linear layers stay on the host."""
     spec = recognized.spec
     linears = find_linears(model)
@@ -182,13 +140,15 @@ def _report(
             Placement(
                 module=name,
                 kind=type(module).__name__,
-                device=executor.name if on_device else "cpu",
+                device=executor.name if on_device else str(own[0].device if own else "cpu"),
                 macs=macs,
                 bytes=nbytes,
                 reason="" if on_device else reasons.get(name, _reason(module)),
             )
         )
-    return Report(device=executor.name, config=config.name, context=REPORTED_CONTEXT, placements=tuple(placements))
+    return Report(
+        device=executor.name, config=executor.config.name, context=REPORTED_CONTEXT, placements=tuple(placements)
+    )
 
 
 def _reason(module: nn.Module) -> str:

@@ -7,11 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lepton.compiler.command_lists import CommandLists
 from lepton.errors import FormatError, InputError
 from lepton.frontend.recognize import Recognized
 from lepton_hw.numerics import F32
@@ -32,8 +30,6 @@ class Decoder(Protocol):
 
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int], positions: Sequence[int]) -> F32: ...
 
-    def programs(self) -> CommandLists | None: ...
-
 
 class DecoderForward:
     """Takes the place of ``model.forward``.
@@ -44,8 +40,8 @@ class DecoderForward:
     earlier one is not computed again.
     """
 
-    def __init__(self, model: PreTrainedModel, recognized: Recognized, decoder: Decoder) -> None:
-        self._model = model
+    def __init__(self, recognized: Recognized, decoder: Decoder) -> None:
+        self._model = recognized.model
         self._recognized = recognized
         self.decoder = decoder
         self._held: list[list[int]] = [[] for _ in range(decoder.slots)]
@@ -89,7 +85,7 @@ class DecoderForward:
         if past_key_values is not None:
             _keep_all(past_key_values)
             past = int(past_key_values.get_seq_length())
-        if not self._recognized.spec.rotary:
+        if not self._recognized.spec.rotary_dim:
             ids = input_ids | _columns(position_ids, input_ids, past) << _ID_BITS
         if past_key_values is not None:
             # One more than the id: a static cache takes zeros for places without a token.
@@ -107,7 +103,7 @@ class DecoderForward:
                 "logits: must be finite, but are not; the model's weights or the embeddings of these tokens hold NaN, "
                 "infinity or too large values"
             )
-        logits = torch.from_numpy(computed)
+        logits = self._recognized.spec.finish_logits(torch.from_numpy(computed))
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
         loss = None

@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from lepton.errors import FormatError, InputError
+from lepton.frontend.recognize import Recognized
 from lepton_hw.numerics import F32
 
 _UNKNOWN = ("encoder_hidden_states", "past_key_values", "output_attentions", "output_hidden_states")
@@ -29,8 +29,8 @@ class EncoderForward:
     is zero.
     """
 
-    def __init__(self, base: PreTrainedModel, encoder: Encoder) -> None:
-        self._base = base
+    def __init__(self, recognized: Recognized, encoder: Encoder) -> None:
+        self._base = recognized.model
         self.encoder = encoder
         self._lock = threading.Lock()
 

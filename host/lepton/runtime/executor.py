@@ -13,7 +13,7 @@ from lepton.compiler.linear import LinearProgram, compile_linear
 from lepton.devices import DEVICES, open_device
 from lepton.devices.base import Buffer, Device
 from lepton.errors import InputError
-from lepton_hw.config import BLOCK, get_config
+from lepton_hw.config import BLOCK, HardwareConfig, get_config
 from lepton_hw.layout import Bytes, check_reduction, output_bytes, pack_weights, unpack_output
 from lepton_hw.numerics import F32, MAX_SHIFT, Q_MAX, QuantizedWeights, quantize_rows, row_scales
 
@@ -41,6 +41,8 @@ class Executor(ABC):
 
     name: str
     """What selects this executor."""
+    config: HardwareConfig
+    """The build of the accelerator, or the one that decides what is worth offloading."""
 
     @abstractmethod
     def load_linear(self, weights: QuantizedWeights, bias: F32 | None = None) -> LinearHandle:
@@ -135,7 +137,8 @@ class ReferenceExecutor(Executor):
 
     name = "reference"
 
-    def __init__(self) -> None:
+    def __init__(self, config: HardwareConfig | None = None) -> None:
+        self.config = config or get_config("sim")
         self._loaded: set[LinearHandle] = set()
 
     def load_linear(self, weights: QuantizedWeights, bias: F32 | None = None) -> LinearHandle:
@@ -203,7 +206,7 @@ class DeviceExecutor(Executor):
     """Compiles Linear layers to command lists for a device, which it owns. Calls from several threads take turns."""
 
     def __init__(self, device: Device, *, timeout: float = 60.0) -> None:
-        self.name = device.name
+        self.name, self.config = device.name, device.config
         self.device = device
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -301,7 +304,7 @@ def open_executor(
     Raises :class:`InputError` for an unknown device, :class:`ConfigError` for an unknown configuration.
     """
     if device == ReferenceExecutor.name:
-        return ReferenceExecutor()
+        return ReferenceExecutor(get_config(config))
     if device not in DEVICES:
         raise InputError(f"device '{device}': must be one of {', '.join(EXECUTORS)}; see `lepton devices`")
     return DeviceExecutor(open_device(device, get_config(config), memory_bytes), timeout=timeout)
