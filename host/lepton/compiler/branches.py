@@ -17,6 +17,7 @@ from lepton.errors import DoesNotFit
 from lepton.spec import Attention, Linear, Mlp, Norm, Residual, Spec
 from lepton_hw.commands import Combine, Reduce
 from lepton_hw.layout import PARAMETER_BEATS, words_of
+from lepton_hw.numerics import reduction_parts
 
 BLOCKS_AT_A_TIME = 2
 """Row blocks that are in the layers together: while the array works for one, the vector unit works for the other."""
@@ -184,21 +185,15 @@ class BranchEmitter(AttentionEmitter):
 
         They are done in parts: while the array works on one, the vector unit adds the one before.
         """
-        columns, length = linear.weights.q.shape
-        blocks, words = words_of(self.config, columns), block.x.outer
-        # Nothing hides the sum of the last part.
-        edges = (0, blocks // 3, blocks * 2 // 3, blocks - -(-blocks // 12), blocks)
-        parts = [range(begin, end) for begin, end in pairwise(edges) if begin < end]
-        residual = branch.residual
+        length, words = linear.weights.q.shape[1], block.x.outer
+        parts = self._parts()
         with self.vectors.scope() as allocate:
-            if residual.post_norm is None:
-                results = [
-                    Rows(allocate(block.rows * len(part) * PARAMETER_BEATS), len(part) * PARAMETER_BEATS)
-                    for part in parts
-                ]
+            if branch.residual.post_norm is None:
+                widths = [len(part) * PARAMETER_BEATS for part in parts]
+                results = [Rows(allocate(block.rows * width), width) for width in widths]
             else:
                 whole = Rows(allocate(block.rows * words), words)
-                results = [Rows(whole.start + part.start * PARAMETER_BEATS, words) for part in parts]
+                results = [_columns(whole, part) for part in parts]
             for part, result in zip(parts, results, strict=True):
                 self.gemm(
                     block.rows,
@@ -210,31 +205,70 @@ class BranchEmitter(AttentionEmitter):
                     bias=linear.bias is not None,
                 )
             yield
-            if residual.post_norm is not None:
-                self.normalize(
-                    branch.part("post_norm"),
-                    residual.post_norm,
-                    Rows(results[0].start, words),
-                    block.rows,
-                    Rows(results[0].start, words),
-                    parameters=block.norm,
-                )
-            weighted = None
-            if ahead := self._weighted_ahead(branch):
-                self.fetch(block.norm, words, self.layout.weights(ahead))
-                weighted = Rows(self.vectors.allocate(block.rows * words), words)
-            for part, result in zip(parts, results, strict=True):
-                first, width = part.start * PARAMETER_BEATS, len(part) * PARAMETER_BEATS
-                x = Rows(block.x.start + first, words)
-                self.vector(width, result, b=residual.multiplier, c=x, outer=block.rows, target=x)
-                if weighted:
-                    target = Rows(weighted.start + first, words)
-                    self.vector(width, x, b=Rows(block.norm + first), outer=block.rows, target=target)
-            block.weighted = weighted
-        if residual.sum_norm is not None:
-            self.normalize(
-                branch.part("sum_norm"), residual.sum_norm, block.x, block.rows, block.x, parameters=block.norm
-            )
+            self._add(branch, block, parts, results)
+        self._normalize_sum(branch, block)
+
+    def leave_in_parts(
+        self, branch: Branch, name: str, linear: Linear, block: RowBlock, y: Rows, scalars: Scalars
+    ) -> Task:
+        """As :meth:`leave`, for rows ``y`` of known scalars that are longer than an accumulator takes.
+
+        Parts of the rows are multiplied one after the other, and their products added in float32.
+        """
+        words, lanes = block.x.outer, self.config.lanes
+        with self.vectors.scope() as allocate:
+            total, product = (Rows(allocate(block.rows * words), words) for _ in range(2))
+            for number, part in enumerate(reduction_parts(linear.weights.q.shape[1])):
+                width, target = self.words(len(part)), product if number else total
+                with self.activations(block.rows, width // PARAMETER_BEATS) as source:
+                    self.quantize(
+                        width, Rows(y.start + part.start // lanes, y.outer), scalars, source, outer=block.rows
+                    )
+                    self.gemm(
+                        block.rows,
+                        width // PARAMETER_BEATS,
+                        words // PARAMETER_BEATS,
+                        source,
+                        self.layout.reduction_part(branch.part(name), linear, number),
+                        target,
+                    )
+                    yield
+                if number:
+                    self.vector(words, total, c=product, outer=block.rows, target=total)
+            parts = self._parts()
+            self._add(branch, block, parts, [_columns(total, part) for part in parts])
+        self._normalize_sum(branch, block)
+
+    def _parts(self) -> list[range]:
+        """Blocks of R columns of the hidden states that are added together. Nothing hides the sum of the last part."""
+        blocks = words_of(self.config, self.spec.hidden_size)
+        edges = (0, blocks // 3, blocks * 2 // 3, blocks - -(-blocks // 12), blocks)
+        return [range(begin, end) for begin, end in pairwise(edges) if begin < end]
+
+    def _add(self, branch: Branch, block: RowBlock, parts: list[range], results: list[Rows]) -> None:
+        """Add what a body gives, or its norm, to the hidden states, and multiply these for the norm that follows."""
+        residual, words = branch.residual, block.x.outer
+        if residual.post_norm is not None:
+            whole = Rows(results[0].start, words)
+            part = branch.part("post_norm")
+            self.normalize(part, residual.post_norm, whole, block.rows, whole, parameters=block.norm)
+        weighted = None
+        if ahead := self._weighted_ahead(branch):
+            self.fetch(block.norm, words, self.layout.weights(ahead))
+            weighted = Rows(self.vectors.allocate(block.rows * words), words)
+        for part, result in zip(parts, results, strict=True):
+            width, x = len(part) * PARAMETER_BEATS, _columns(block.x, part)
+            self.vector(width, result, b=residual.multiplier, c=x, outer=block.rows, target=x)
+            if weighted:
+                weight = Rows(block.norm + part.start * PARAMETER_BEATS)
+                self.vector(width, x, b=weight, outer=block.rows, target=_columns(weighted, part))
+        block.weighted = weighted
+
+    def _normalize_sum(self, branch: Branch, block: RowBlock) -> None:
+        """The norm of the sum, in the families that have one."""
+        norm = branch.residual.sum_norm
+        if norm is not None:
+            self.normalize(branch.part("sum_norm"), norm, block.x, block.rows, block.x, parameters=block.norm)
 
     def _following(self, branch: Branch) -> Branch | None:
         """The branch after one."""
@@ -477,8 +511,18 @@ class BranchEmitter(AttentionEmitter):
                 buffers = 1 if self.at_a_time > 1 else 2
                 place = (branch.layer, branch.number)
                 yield from mlp_product(self, self.layout, mlp, place, rows, source, product, scalars, buffers=buffers)
+            if len(reduction_parts(self.spec.intermediate_size)) > 1:
+                self.reciprocals(rows, scalars)
+                yield from self.leave_in_parts(branch, "down", mlp.down, block, product, scalars)
+                self.vectors.free(product.start)
+                return
             with self.activations(rows, width // PARAMETER_BEATS) as source:
                 self.reciprocals(rows, scalars)
                 self.quantize(width, product, scalars, source, outer=rows)
                 self.vectors.free(product.start)
                 yield from self.leave(branch, "down", mlp.down, block, source)
+
+
+def _columns(rows: Rows, part: range) -> Rows:
+    """Some blocks of R columns of rows."""
+    return Rows(rows.start + part.start * PARAMETER_BEATS, rows.outer)

@@ -7,11 +7,12 @@ import numpy as np
 
 from lepton.spec import Attention, Linear, Mlp, Norm, Residual, Spec
 from lepton_hw.commands import Address
-from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
+from lepton_hw.config import ATTENTION_CHUNK, MAX_REDUCTION, HardwareConfig
 from lepton_hw.layout import (
     Bytes,
     block_beats,
     key_cache_beats,
+    linear_bytes,
     pack_weights,
     value_cache_beats,
     value_scale_beats,
@@ -19,6 +20,7 @@ from lepton_hw.layout import (
     weight_bytes,
     words_of,
 )
+from lepton_hw.numerics import reduction_parts
 
 WEIGHTS, CACHES, INPUTS, RESULTS = range(4)
 """Base registers of a Transformer's lists."""
@@ -35,8 +37,11 @@ def unsupported_reason(spec: Spec, config: HardwareConfig) -> str | None:
     for name, width in (("hidden size", spec.hidden_size), ("MLP width", spec.intermediate_size)):
         if width % size:
             return f"{name} {width} is not a multiple of {size}"
-    if max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim) > config.max_words * size:
-        return f"a width is over {config.max_words * size}"
+    if max(spec.hidden_size, spec.num_heads * spec.head_dim) > MAX_REDUCTION:
+        return f"a width is over {MAX_REDUCTION}"
+    mlps = [residual.body for _, _, residual in spec.branches if isinstance(residual.body, Mlp)]
+    if spec.intermediate_size > MAX_REDUCTION and any(mlp.down.bias is not None for mlp in mlps):
+        return f"an MLP over {MAX_REDUCTION} wide has a bias behind it"
     return None if spec.causal else _unsupported_encoder(spec)
 
 
@@ -105,6 +110,13 @@ class Layout:
         beats = block_beats(self.config, words, scaled=True, bias=linear.bias is not None)
         return Address(WEIGHTS, self._offsets[part] + block * beats * self.config.beat_bytes)
 
+    def reduction_part(self, part: Part, linear: Linear, number: int) -> Address:
+        """Address of the weight stream of a part of a reduction that is cut."""
+        columns, length = linear.weights.q.shape
+        before = reduction_parts(length)[:number]
+        nbytes = sum(weight_bytes(self.config, columns, len(other)) for other in before)
+        return Address(WEIGHTS, self._offsets[part] + nbytes)
+
     def cache(self, kind: str, layer: int, slot: int, head: int = 0, chunk: int = 0) -> Address:
         """Address of the ``keys``, ``values`` or ``scales`` of a head, from a chunk on."""
         spec, beat = self.spec, self.config.beat_bytes
@@ -170,12 +182,14 @@ class Layout:
 
     def _bytes(self, part: Linear | Norm) -> int:
         if isinstance(part, Linear):
-            return weight_bytes(self.config, *part.weights.q.shape, bias=part.bias is not None)
+            return linear_bytes(self.config, *part.weights.q.shape, bias=part.bias is not None)
         return sum(values.size * 4 for values in _values(part))
 
     def _pack(self, part: Linear | Norm) -> Bytes:
         if isinstance(part, Linear):
-            return pack_weights(self.config, part.weights.q, part.weights.scale, part.bias)
+            q, scale = part.weights
+            streams = [q[:, columns.start : columns.stop] for columns in reduction_parts(q.shape[1])]
+            return np.concatenate([pack_weights(self.config, stream, scale, part.bias) for stream in streams])
         return np.concatenate(_values(part)).astype("<f4").view(np.uint8)
 
 

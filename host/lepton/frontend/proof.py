@@ -76,9 +76,10 @@ def prove(description: Description) -> None:
     check_parameters(description)
     generator = torch.Generator().manual_seed(0)
     vocabulary = getattr(description.tokens, "num_embeddings", description.spec.vocab_size)
+    device = next(description.tokens.parameters()).device
     for trial in _trials(description):
-        ids = torch.randint(vocabulary, (trial.tokens,), generator=generator)
-        positions = torch.arange(trial.tokens) + trial.first
+        ids = torch.randint(vocabulary, (trial.tokens,), generator=generator).to(device)
+        positions = torch.arange(trial.tokens, device=device) + trial.first
         where = f" at position {trial.first}" if trial.first else ""
         try:
             expected = _expected(description, ids, positions if trial.first else None)
@@ -138,7 +139,7 @@ def compute(description: Description, ids: Tensor, positions: Tensor) -> Tensor:
     spec = description.spec
     # Embeddings of encoders know batches only.
     x = description.place(description.tokens(ids)[None], positions[None])[0]
-    empty = torch.zeros(len(ids), 0)
+    empty = x.new_zeros(len(ids), 0)
     angles = (empty, empty) if description.angles is None else description.angles(positions)
     before = x
     for _, _, residual in spec.branches:
@@ -175,7 +176,7 @@ def _attention(spec: ModuleSpec, attention: ModuleAttention, x: Tensor, angles: 
     for step in attention.scores:
         result = _pass(step, scores, result)
     if spec.causal:
-        seen = torch.ones(tokens, tokens).tril().triu(1 - attention.window if attention.window else -tokens)
+        seen = x.new_ones(tokens, tokens).tril().triu(1 - attention.window if attention.window else -tokens)
         result = result + seen.log()
     return attention.output((softmax(result, -1) @ v).transpose(0, 1).flatten(1))
 
