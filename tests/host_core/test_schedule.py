@@ -4,7 +4,8 @@ from collections.abc import Generator
 
 import pytest
 
-from lepton.compiler.builder import Arena, ListBuilder, Space, Span
+from lepton.compiler.arena import Arena
+from lepton.compiler.builder import ListBuilder, Space, Span
 from lepton.compiler.schedule import interleave
 from lepton.errors import InputError
 from lepton_hw.commands import SEMAPHORE_MAX, Address, Command, Gemm, GemmFlag, Quantize, Vector
