@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from exact import INFINITY, NAN, SIGN, TINY, added, multiplied, rounded
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,56 +28,6 @@ from lepton_hw.numerics import (
     quantize_weights,
     scale_output,
 )
-
-TINY = 0x00800000  # 2**-126
-INFINITY = 0x7F800000
-NAN = 0x7FC00000
-SIGN = 0x80000000
-
-# ---- A second binary32, of fractions ------------------------------------------------------------------------
-
-
-def value(bits: int) -> Fraction:
-    """The exact value of finite ``bits``; subnormals count as zero."""
-    exponent, fraction = bits >> 23 & 0xFF, bits & 0x7FFFFF
-    magnitude = Fraction(1 << 23 | fraction) * Fraction(2) ** (exponent - 150) if exponent else Fraction(0)
-    return -magnitude if bits & SIGN else magnitude
-
-
-def rounded(exact: Fraction, zero_sign: int) -> int:
-    """The bits nearest to ``exact``, ties to even, subnormal results flushed; a zero takes ``zero_sign``."""
-    sign = (SIGN if exact < 0 else 0) if exact else zero_sign
-    magnitude = abs(exact)
-    if not magnitude:
-        return sign
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    if Fraction(2) ** exponent > magnitude:
-        exponent -= 1
-    step = Fraction(2) ** (max(exponent, -126) - 23)
-    units = round(magnitude / step)  # Python rounds fractions half to even
-    bits = units if exponent < -126 else (exponent + 126 << 23) + units
-    return sign | (min(bits, INFINITY) if bits >= TINY else 0)
-
-
-def is_nan(bits: int) -> bool:
-    return bits & ~SIGN > INFINITY
-
-
-def multiplied(a: int, b: int) -> int:
-    sign = (a ^ b) & SIGN
-    infinite = INFINITY in (a & ~SIGN, b & ~SIGN)
-    zero = min(a & ~SIGN, b & ~SIGN) < TINY
-    if is_nan(a) or is_nan(b) or (infinite and zero):
-        return NAN
-    return sign | INFINITY if infinite else rounded(value(a) * value(b), sign)
-
-
-def added(a: int, b: int) -> int:
-    infinite = [bits for bits in (a, b) if bits & ~SIGN == INFINITY]
-    if is_nan(a) or is_nan(b) or len(set(infinite)) == 2:
-        return NAN
-    return infinite[0] if infinite else rounded(value(a) + value(b), a & b & SIGN)
-
 
 EDGES = [
     magnitude | sign
