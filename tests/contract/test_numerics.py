@@ -335,6 +335,15 @@ def test_longest_reduction_does_not_overflow(weight: int, expected: int) -> None
     assert accumulate(q, shift, np.full((1, MAX_REDUCTION), weight, np.int8)).tolist() == [[expected]]
 
 
+@pytest.mark.parametrize("length", [4097, MAX_REDUCTION])
+def test_long_reductions_are_exact(length: int) -> None:
+    """Of large and odd values, whose partial sums no float32 holds."""
+    rng = np.random.default_rng(length)
+    q, weights = rng.choice([127, 125, -3], (1, length)).astype(np.int8), rng.choice([127, 126, -5], (2, length))
+    shift = rng.integers(0, 4, (1, -(-length // BLOCK)), dtype=np.uint8)
+    assert accumulate(q, shift, weights.astype(np.int8)).tolist() == accumulated(q, shift, weights)
+
+
 def test_longer_reductions_are_refused() -> None:
     q = np.zeros((1, MAX_REDUCTION + 1), np.int8)
     message = "reduction: length must be at most 16384, not 16385; keep the layer on the host"

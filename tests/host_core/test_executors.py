@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -351,3 +352,41 @@ def test_a_small_buffer_makes_many_row_blocks():
     x = activations(rng, 30, 2500)
     with DeviceExecutor(EmulatorDevice(config, 1 << 22)) as executor:
         same_bits(executor.linear(executor.load_linear(weights, bias), x), numerics.linear(x.numpy(), weights, bias))
+
+
+def test_every_launch_has_the_time_limit():
+    class Watched(EmulatorDevice):
+        limits: ClassVar[list[float]] = []
+
+        def run(self, program, commands, bases=(), timeout=10.0):
+            self.limits.append(timeout)
+            super().run(program, commands, bases, timeout)
+
+    rng = np.random.default_rng(53)
+    with DeviceExecutor(Watched(CONFIGS["nano"], 1 << 22), timeout=12.5) as executor:
+        executor.linear(executor.load_linear(*layer(rng, 9, 8)), activations(rng, 70, 8))
+    assert Watched.limits == [12.5, 12.5]
+
+
+def test_layers_of_a_shape_with_and_without_biases():
+    """And the other way round: the same shape and rows must not mean the same command list."""
+    rng = np.random.default_rng(59)
+    for order in ((True, False), (False, True)):
+        with emulator("nano") as executor:
+            x = activations(rng, 2, 20)
+            for bias in order:
+                weights, values = layer(rng, 17, 20, bias=bias)
+                expected = numerics.linear(x.numpy(), weights, values)
+                same_bits(executor.linear(executor.load_linear(weights, values), x), expected)
+
+
+def test_buffers_grow():
+    """Scratch memory of one layer is used again by a larger one, page for page."""
+    rng = np.random.default_rng(61)
+    with emulator("nano") as executor:
+        for length in (480, 500, 504, 505, 512, 513, 4000, 4096, 4097, 100):
+            weights, bias = layer(rng, 8, length)
+            x = activations(rng, 1, length)
+            same_bits(
+                executor.linear(executor.load_linear(weights, bias), x), numerics.linear(x.numpy(), weights, bias)
+            )

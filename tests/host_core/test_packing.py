@@ -7,7 +7,7 @@ from lepton.errors import FormatError
 from lepton.runtime.packing import packed_buffer, quantize_and_pack
 from lepton_hw.config import CONFIGS
 from lepton_hw.layout import pack_activations
-from lepton_hw.numerics import ROW_FLOOR, quantize_rows
+from lepton_hw.numerics import ROW_FLOOR, quantize_rows, row_scales
 
 LENGTHS = [1, 7, 8, 31, 32, 33, 64, 100, 512, 513, 576, 1024, 2049, 4096, 4097, 5000]
 
@@ -61,6 +61,18 @@ def edge_rows():
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_edge_rows(config, name):
     check(config, edge_rows()[name].astype(np.float32)[None])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+def test_rows_at_ties(config):
+    """Values that times their factor are halves, as near as float32 comes, and beside it."""
+    rng = np.random.default_rng(3)
+    absmax = np.exp2(rng.uniform(-99, 127, 400)).astype(np.float32)
+    factor = row_scales(absmax)[1].astype(np.float64)[:, None] * np.repeat([1, 2, 4, 8], 32)
+    x = ((rng.integers(-127, 127, (400, 128)) + 0.5) / factor).astype(np.float32)
+    x = (x.view(np.int32) + rng.integers(-2, 3, x.shape, np.int32)).view(np.float32)
+    x[:, 0] = absmax
+    check(config, x)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
