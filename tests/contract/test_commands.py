@@ -368,6 +368,19 @@ def test_address_bits_out_of_range(high: int, shown: str) -> None:
         decode(sealed(changed))
 
 
+def test_every_spare_bit_of_an_address_is_refused() -> None:
+    """And the others give the address."""
+    for bit in range(64):
+        words = [*LOAD_WORDS[:4], (1 << bit) & 0xFFFFFFFF, 1 << bit >> 32, *[0] * 9]
+        if bit < 48 or 56 <= bit < 59:
+            command = decode(sealed(words))
+            assert isinstance(command, Load)
+            assert command.source == (Address(0, 1 << bit) if bit < 48 else Address(1 << bit - 56, 0))
+        else:
+            with pytest.raises(CommandError, match=f"^LOAD: source must .* not 0x{1 << bit:x};"):
+                decode(sealed(words))
+
+
 @pytest.mark.parametrize(
     ("base", "offset", "message"),
     [

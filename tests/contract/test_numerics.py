@@ -292,6 +292,14 @@ def test_values_that_are_not_finite(bad: float, shown: str) -> None:
         quantize_weights(x)
 
 
+def test_the_first_value_that_is_not_finite_is_named() -> None:
+    x = np.zeros((3, 40), np.float32)
+    x[1, 33], x[1, 34], x[2, 0] = np.nan, np.inf, np.inf
+    for quantize in (quantize_rows, quantize_weights):
+        with pytest.raises(FormatError, match=r"\[1, 33\] is nan;"):
+            quantize(x)
+
+
 # ---- Products -----------------------------------------------------------------------------------------------
 
 

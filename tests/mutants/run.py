@@ -19,6 +19,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sandbox import NO_TESTS, PASSED, USAGE, Sandbox, tracked_files
@@ -132,13 +133,15 @@ class Driver:
 
 def report(console: Console, results: list[Result]) -> None:
     """Print what was not killed, and the counts."""
-    table = Table("State", "Place", "Fault", "Change", "Tests", title="Not killed", show_lines=True)
+    table = Table("Not killed", "Change", show_lines=True, expand=True)
     for result in results:
         if result.state != KILLED:
             mutant = result.mutant
-            change = result.detail or f"- {mutant.old.strip()}\n+ {mutant.new.strip()}"
-            row = (result.state, mutant.file, mutant.about, change, " ".join(mutant.tests))
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+            place = f"{result.state}: {mutant.about}\n{mutant.file}\n{' '.join(mutant.tests)}"
+            change = result.detail or "\n".join(
+                sign + line for sign, text in (("- ", mutant.old), ("+ ", mutant.new)) for line in text.splitlines()
+            )
+            table.add_row(escape(place), escape(change))
     if table.row_count:
         console.print(table)
     counts = {state: sum(result.state == state for result in results) for state in (KILLED, SURVIVED, STALE, RED)}
