@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,12 +73,11 @@ class Driver:
         self._folder, self._store = folder, store
         self._local = threading.local()
         self._baselines: dict[tuple[str, ...], tuple[str, float]] = {}
-        digest = hashlib.sha256(sys.version.encode())
-        for name in tracked_files(ROOT):
-            if not name.startswith("tests/mutants/"):
-                content = (ROOT / name).read_bytes()
-                digest.update(f"{name}\0{len(content)}\0".encode() + content)
-        self._sources = digest.hexdigest()
+        self._digests = {
+            name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
+            for name in tracked_files(ROOT)
+            if not name.startswith("tests/mutants/")
+        }
 
     def baseline(self, tests: tuple[str, ...]) -> None:
         """Run tests without any fault, and keep whether they pass, else what they print, and how long it takes."""
@@ -105,7 +103,7 @@ class Driver:
         state, seconds = self._baselines[mutant.tests]
         if state != GREEN:
             return Result(mutant, RED, seconds, state)
-        key = self._key((mutant.file, mutant.old, mutant.new, *mutant.tests))
+        key = self._key(mutant.tests, mutant.file, mutant.old, mutant.new)
         known = self._store.get(key)
         if known:
             return Result(mutant, *known)
@@ -121,8 +119,18 @@ class Driver:
         self._store.put(key, state, seconds)
         return Result(mutant, state, seconds)
 
-    def _key(self, parts: Iterable[str]) -> str:
-        return hashlib.sha256("\0".join([self._sources, *parts]).encode()).hexdigest()
+    def _key(self, tests: tuple[str, ...], *change: str) -> str:
+        """A digest of all that the result depends on: what runs, its sources, and the change to them.
+
+        Of the test files only those that are named are sources; tests import none of each other's.
+        """
+        named = tuple(test.partition("::")[0] for test in tests)
+        sources = [
+            (name, digest)
+            for name, digest in self._digests.items()
+            if not Path(name).name.startswith("test_") or name.startswith(named)
+        ]
+        return hashlib.sha256(json.dumps([sys.version, tests, change, sources]).encode()).hexdigest()
 
     def _sandbox(self) -> Sandbox:
         if not hasattr(self._local, "sandbox"):
@@ -169,17 +177,21 @@ def main(
     ):
         driver = Driver(Path(folder), Store(RESULTS))
         baselines = {mutant.tests for mutant in mutants}
-        task = progress.add_task("Without faults", total=len(baselines))
-        for future in as_completed([pool.submit(driver.baseline, tests) for tests in sorted(baselines)]):
-            future.result()
-            progress.advance(task)
-        task = progress.add_task("Mutants", total=len(mutants))
-        for future in as_completed([pool.submit(driver.judge, mutant) for mutant in mutants]):
-            result = future.result()
-            results.append(result)
-            if result.state != KILLED:
-                progress.console.print(f"{result.state}: {result.mutant.name}", markup=False, soft_wrap=True)
-            progress.advance(task)
+        try:
+            task = progress.add_task("Without faults", total=len(baselines))
+            for future in as_completed([pool.submit(driver.baseline, tests) for tests in sorted(baselines)]):
+                future.result()
+                progress.advance(task)
+            task = progress.add_task("Mutants", total=len(mutants))
+            for future in as_completed([pool.submit(driver.judge, mutant) for mutant in mutants]):
+                result = future.result()
+                results.append(result)
+                if result.state != KILLED:
+                    progress.console.print(f"{result.state}: {result.mutant.name}", markup=False, soft_wrap=True)
+                progress.advance(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     results.sort(key=lambda result: mutants.index(result.mutant))
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=2))
