@@ -1,6 +1,5 @@
 """The arithmetic, against exact rational arithmetic and plain Python integers."""
 
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -9,6 +8,7 @@ import pytest
 from exact import INFINITY, NAN, SIGN, TINY, added, multiplied, rounded
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import names
 from numpy.typing import NDArray
 
 from lepton_hw.config import BLOCK, MAX_REDUCTION
@@ -265,18 +265,18 @@ def test_weight_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "problem"),
+    ("x", "offender"),
     [
-        (np.zeros((2, 3)), "must be a float32 matrix, not float64[2, 3]; convert it first"),
-        (np.zeros((2, 3), np.float16), "must be a float32 matrix, not float16[2, 3]; convert it first"),
-        (np.zeros(3, np.float32), "must be a float32 matrix, not float32[3]; convert it first"),
-        (np.zeros((1, 2, 3), np.float32), "must be a float32 matrix, not float32[1, 2, 3]; convert it first"),
-        (np.zeros((2, 0), np.float32), "must have rows and columns, not shape [2, 0]; skip what is empty"),
+        (np.zeros((2, 3)), "float64[2, 3]"),
+        (np.zeros((2, 3), np.float16), "float16[2, 3]"),
+        (np.zeros(3, np.float32), "float32[3]"),
+        (np.zeros((1, 2, 3), np.float32), "float32[1, 2, 3]"),
+        (np.zeros((2, 0), np.float32), "[2, 0]"),
     ],
 )
-def test_wrong_dtype_or_shape(x: NDArray, problem: str) -> None:
+def test_wrong_dtype_or_shape(x: NDArray, offender: str) -> None:
     for subject, quantize in (("activations", quantize_rows), ("weights", quantize_weights)):
-        with pytest.raises(FormatError, match=f"^{re.escape(f'{subject}: {problem}')}$"):
+        with pytest.raises(FormatError, match=names(subject, offender)):
             quantize(x)
 
 
@@ -284,11 +284,9 @@ def test_wrong_dtype_or_shape(x: NDArray, problem: str) -> None:
 def test_values_that_are_not_finite(bad: float, shown: str) -> None:
     x = np.zeros((2, 40), np.float32)
     x[1, 33] = bad
-    message = f"activations: must be finite, but [1, 33] is {shown}; find the layer that produced it"
-    with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(FormatError, match=names("activations", f"[1, 33] is {shown}")):
         quantize_rows(x)
-    message = f"weights: must be finite, but [1, 33] is {shown}; check the model's files"
-    with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(FormatError, match=names("weights", f"[1, 33] is {shown}")):
         quantize_weights(x)
 
 
@@ -354,8 +352,7 @@ def test_long_reductions_are_exact(length: int) -> None:
 
 def test_longer_reductions_are_refused() -> None:
     q = np.zeros((1, MAX_REDUCTION + 1), np.int8)
-    message = "reduction: length must be at most 16384, not 16385; keep the layer on the host"
-    with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(FormatError, match=names("reduction: length", 16385)):
         accumulate(q, np.zeros((1, 513), np.uint8), q)
 
 

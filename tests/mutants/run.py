@@ -96,8 +96,9 @@ class Driver:
 
     def judge(self, mutant: Mutant) -> Result:
         """Apply a fault and run its tests, whose baseline is known."""
+        sandbox = self._sandbox()
         try:
-            text = mutant.mutated(ROOT)
+            text = mutant.mutated(sandbox.tree)
         except ValueError as error:
             return Result(mutant, STALE, 0, str(error))
         state, seconds = self._baselines[mutant.tests]
@@ -107,7 +108,6 @@ class Driver:
         known = self._store.get(key)
         if known:
             return Result(mutant, *known)
-        sandbox = self._sandbox()
         start = time.monotonic()
         with sandbox.changed(mutant.file, text):
             # Compiling anew takes its time; on a busy machine, so does everything.

@@ -44,19 +44,20 @@ class Sandbox:
     """A copy of the repository ``root`` in the folder ``folder``, which must not exist yet."""
 
     def __init__(self, root: Path, folder: Path) -> None:
-        self._tree = folder / "tree"
+        self.tree = folder / "tree"
+        """Where the copy is."""
         for name in tracked_files(root):
-            target = self._tree / name
+            target = self.tree / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, target, follow_symlinks=False)
         self._numba, self._aside, self._temporary = (folder / name for name in ("numba", "aside", "tmp"))
         self._environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(str(self._tree / path) for path in PACKAGES.values()),
+            "PYTHONPATH": os.pathsep.join(str(self.tree / path) for path in PACKAGES.values()),
             "PYTHONDONTWRITEBYTECODE": "1",
             "NUMBA_CACHE_DIR": str(self._numba),
             "LEPTON_CACHE": str(_linked_cache(folder / "cache")),
         }
-        self._imports = _imports(self._tree)
+        self._imports = _imports(self.tree)
         self._check_imports()
 
     def run(self, tests: Sequence[str], limit: float) -> Outcome:
@@ -64,7 +65,7 @@ class Sandbox:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         process = subprocess.Popen(
             [*command, f"--basetemp={self._temporary}", *tests],
-            cwd=self._tree,
+            cwd=self.tree,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -87,7 +88,7 @@ class Sandbox:
     @contextmanager
     def changed(self, file: str, text: str) -> Iterator[None]:
         """Have the file hold another text, and what is compiled of it be compiled anew."""
-        path = self._tree / file
+        path = self.tree / file
         original, times = path.read_bytes(), path.stat()
         stems = {Path(module).stem for module in self._importers(file)}
         self._move_compiled(stems, self._numba, self._aside)
@@ -126,10 +127,10 @@ class Sandbox:
         """Raise :class:`RuntimeError` unless the copy's packages are the ones that its tests import."""
         code = f"import {', '.join(PACKAGES)}; print(*(m.__file__ for m in ({', '.join(PACKAGES)})), sep='\\n')"
         found = subprocess.run(
-            [sys.executable, "-c", code], env=self._environment, cwd=self._tree, check=True, capture_output=True
+            [sys.executable, "-c", code], env=self._environment, cwd=self.tree, check=True, capture_output=True
         )
         for line in found.stdout.decode().splitlines():
-            if not Path(line).is_relative_to(self._tree):
+            if not Path(line).is_relative_to(self.tree):
                 raise RuntimeError(f"copy: tests must import its own packages, not {line}; look at the installation")
 
 
