@@ -1,9 +1,10 @@
 """A throw-away copy of the repository in which tests run against changed sources; the working tree is never touched.
 
-No cache may answer for a changed source. Python writes no bytecode in a copy. Numba's compiled functions are kept in a
-folder of the copy, and those of modules that import the changed file, directly or not, are set aside while it is
-changed: numba looks at the file of a function only, not at what it calls. Builds of the simulator are found by
-the content of all that goes into them, so what the user's cache holds is linked, and new builds stay in the copy.
+No cache may answer for a changed source. Bytecode is told by time and size of its source, so every change has a time of
+its own. Numba's compiled functions are kept in a folder of the copy, and those of modules that import the changed file,
+directly or not, are set aside while it is changed: numba looks at the file of a function only, not at what it calls.
+Builds of the simulator are found by the content of all that goes into them, so what the user's cache holds is linked,
+and new builds stay in the copy.
 """
 
 import ast
@@ -53,16 +54,16 @@ class Sandbox:
         self._numba, self._aside, self._temporary = (folder / name for name in ("numba", "aside", "tmp"))
         self._environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(str(self.tree / path) for path in PACKAGES.values()),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "NUMBA_CACHE_DIR": str(self._numba),
             "LEPTON_CACHE": str(_linked_cache(folder / "cache")),
         }
         self._imports = _imports(self.tree)
+        self._changes = 0
         self._check_imports()
 
     def run(self, tests: Sequence[str], limit: float) -> Outcome:
         """Run pytest with the arguments ``tests`` up to the first failure, for ``limit`` seconds at most."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
         process = subprocess.Popen(
             [*command, f"--basetemp={self._temporary}", *tests],
             cwd=self.tree,
@@ -92,8 +93,10 @@ class Sandbox:
         original, times = path.read_bytes(), path.stat()
         stems = {Path(module).stem for module in self._importers(file)}
         self._move_compiled(stems, self._numba, self._aside)
+        self._changes += 1
         try:
             path.write_text(text)
+            os.utime(path, (times.st_mtime, times.st_mtime + 2 * self._changes))
             yield
         finally:
             path.write_bytes(original)
