@@ -138,9 +138,9 @@ def conflicts(steps: list[Step]) -> Iterator[tuple[Event, Event]]:
             for earlier in range(later):
                 for other, wrote, by, end in uses(earlier):
                     shared = span.space is other.space and max(span.begin, other.begin) < min(span.end, other.end)
-                    # A part of a cache is written once, before it is read.
-                    overwritten = span.space is Space.CACHE and writes
-                    if shared and (writes or wrote) and unit != by and not overwritten:
+                    # Keys and values that a product reads are written once, before it.
+                    appended = span.space is Space.CACHE and writes and by == STREAM_UNIT
+                    if shared and (writes or wrote) and unit != by and not appended:
                         yield end, (unit, later)
 
 
@@ -169,6 +169,9 @@ PAIRS = {
     "a product reads activations that are quantized": (Step(QUANTIZE, writes=(ROWS,)), Step(GEMM, (ROWS,))),
     "a product reads scales that are quantized": (Step(QUANTIZE, writes=(SCALES,)), Step(GEMM, (SCALES,))),
     "a product reads keys that are appended": (Step(APPEND, writes=(KEYS,)), Step(GEMM, (KEYS,))),
+    "scales of values are fetched that are appended": (Step(APPEND, writes=(KEYS,)), Step(FETCH, (KEYS,), (X,))),
+    "states are fetched that are stored": (Step(STORE, writes=(KEYS,)), Step(FETCH, (KEYS,), (X,))),
+    "states are stored where they were fetched": (Step(FETCH, (KEYS,), (X,)), Step(STORE, writes=(KEYS,))),
     "activations are replaced that a product has read": (Step(GEMM, (ROWS,)), Step(QUANTIZE, writes=(ROWS,))),
     "results are read": (Step(GEMM, writes=(X,)), Step(STORE, (X,))),
     "results are replaced": (Step(GEMM, writes=(X,)), Step(VECTOR, writes=(X,))),
@@ -256,12 +259,16 @@ def spans(space: Space, size: int) -> st.SearchStrategy[Span]:
 
 
 vector, activation = spans(Space.VECTOR, 12), spans(Space.ACTIVATION, 6)
-scale, cache = spans(Space.SCALE, 5), spans(Space.CACHE, 16)
+scale = spans(Space.SCALE, 5)
+cache = spans(Space.CACHE, 8).map(lambda span: Span(span.space, 8 + span.begin, 8 + span.end))
 
 
 @st.composite
 def lists(draw: st.DrawFn) -> list[Step]:
-    """Lists in which fetched words are read, and caches are written once, before they are read."""
+    """Lists in which fetched words are read, and keys and values are written once, before products read them.
+
+    The first half of the caches are keys and values, the others are states, stored and fetched in any order.
+    """
     steps: list[Step] = []
     appended = 0
     for kind in draw(
@@ -269,16 +276,17 @@ def lists(draw: st.DrawFn) -> list[Step]:
     ):
         if kind == "fetch":
             words = draw(vector)
-            steps += [Step(FETCH, writes=(words,)), Step(VECTOR, (words,), (draw(vector),))]
+            states = draw(st.one_of(st.just(()), st.tuples(cache)))
+            steps += [Step(FETCH, states, (words,)), Step(VECTOR, (words,), (draw(vector),))]
         elif kind == "vector":
             steps.append(Step(VECTOR, (draw(vector), draw(vector)), (draw(vector),)))
         elif kind == "quantize":
             steps.append(Step(QUANTIZE, (draw(vector),), (draw(activation), draw(scale))))
-        elif kind == "append" and appended < 16:
+        elif kind == "append" and appended < 8:
             steps.append(Step(APPEND, (draw(vector),), (Span(Space.CACHE, appended, appended + 1),)))
             appended += 1
         elif kind == "store":
-            steps.append(Step(STORE, (draw(vector),)))
+            steps.append(Step(STORE, (draw(vector),), draw(st.one_of(st.just(()), st.tuples(cache)))))
         elif kind == "gemm":
             keys = (Span(Space.CACHE, draw(st.integers(0, appended - 1)), appended),) if appended else ()
             steps.append(Step(GEMM, (draw(activation), draw(scale), *keys), (draw(vector),)))

@@ -47,6 +47,7 @@ def edge_rows():
         "negative zero": np.full(128, -0.0),
         "subnormal": np.full(128, 1e-42),
         "below the floor": row / np.abs(row).max() * np.nextafter(np.float32(floor), np.float32(0)),
+        "below the floor with smaller blocks": row / np.abs(row).max() * 2.0**-101 / np.repeat([1, 3, 5, 9], 32),
         "at the floor": row / np.abs(row).max() * floor,
         "absmax": row / np.abs(row).max() * np.finfo(np.float32).max,
         "one outlier": np.where(np.arange(128) == 5, 1e30, row),
@@ -73,6 +74,18 @@ def test_rows_at_ties(config):
     x = (x.view(np.int32) + rng.integers(-2, 3, x.shape, np.int32)).view(np.float32)
     x[:, 0] = absmax
     check(config, x)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+def test_nothing_is_left_of_the_rows_before(config):
+    rng = np.random.default_rng(5)
+    packed = packed_buffer(config, 2, 5000)
+    for _ in range(4):
+        x = (rng.normal(size=(2, 5000)) * np.repeat(np.exp2(rng.integers(-5, 1, (2, 157))), 32, 1)[:, :5000]).astype(
+            "f4"
+        )
+        quantize_and_pack(config, x, packed)
+        np.testing.assert_array_equal(packed, pack_activations(config, quantize_rows(x)))
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])

@@ -139,6 +139,33 @@ def test_semaphores_cannot_overflow() -> None:
         chain(ListBuilder(NANO, caches=0), SEMAPHORE_MAX + 1)
 
 
+@pytest.mark.parametrize("known", [1, 2, 7])
+def test_what_is_known_to_have_begun_is_taken(known: int) -> None:
+    """Who has seen the n-th result knows that n products have begun, and may quantize for n more."""
+
+    def build(more: int) -> list[Command]:
+        builder = ListBuilder(NANO, caches=0)
+        for place in range(SEMAPHORE_MAX + more):
+            rows, result = Span(Space.ACTIVATION, place, place + 1), Span(Space.VECTOR, 4 * place, 4 * place + 4)
+            if place == SEMAPHORE_MAX:
+                seen = Span(Space.VECTOR, 4 * known - 4, 4 * known)
+                builder.add(Vector(words=4, a_start=seen.begin), reads=[seen])
+            builder.add(
+                Quantize(words=4, a_start=0, absmax=1, reciprocal_scale=2, activation=place, pitch=1, row=0),
+                writes=[rows],
+            )
+            builder.add(
+                Gemm(rows=1, words=1, activation=place, row=0, blocks=1, weights=Address(0, 0)),
+                reads=[rows],
+                writes=[result],
+            )
+        return builder.finish()
+
+    assert build(known)
+    with pytest.raises(InputError, match=r"^list: semaphore 0 must count to 15 at most"):
+        build(known + 1)
+
+
 def test_a_wait_for_the_array_bounds_what_is_ahead_of_it() -> None:
     builder = ListBuilder(NANO, caches=0)
     for _ in range(4):
