@@ -422,6 +422,30 @@ def test_disassembly() -> None:
     ]
 
 
+def parsed(text: str) -> int:
+    """The number that a field's text means."""
+    if text.startswith("b"):
+        base, _, offset = text[1:].partition("+")
+        return int(base) << 56 | int(offset, 16)
+    return int(text)
+
+
+@given(st.lists(any_command, min_size=1, max_size=4))
+def test_disassembly_says_everything(commands: list[Command]) -> None:
+    """From its text a command can be put together again."""
+    lines = disassemble(b"".join(map(encode, commands))).splitlines()
+    for index, (line, command) in enumerate(zip(lines, commands, strict=True)):
+        number, name, *parts = line.split()
+        assert (int(number), name) == (index, command.opcode.name)
+        values = dict(part.split("=") for part in parts)
+        bits = command.opcode.value
+        for field in FIELDS[command.opcode]:
+            if field.name != "opcode":
+                bits |= parsed(values.pop(field.name, "0")) << field.low
+        assert not values
+        assert bits.to_bytes(COMMAND_BYTES, "little")[:-4] == encode(command)[:-4]
+
+
 @pytest.mark.parametrize("count", [0, 25])
 def test_context_sets_one_to_24_registers(count: int) -> None:
     with pytest.raises(CommandError, match=names("CONTEXT", count)):
