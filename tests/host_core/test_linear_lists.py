@@ -119,5 +119,5 @@ def test_two_blocks_take_turns_when_each_can_keep_the_array_busy(name):
 
 @pytest.mark.parametrize("length", [0, 16385])
 def test_reduction_too_long(length):
-    with pytest.raises(FormatError, match=f"length must be 1 to 16384, not {length}; keep the layer on the host"):
+    with pytest.raises(FormatError, match=f"^reduction: length must be .* not {length}(?!\\d)"):
         compile_linear(SIM, 1, 1, length, bias=False)
