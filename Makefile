@@ -1,7 +1,8 @@
 # Two commands do it all on a machine with Python 3.11, make, and (for `make test`) g++ and perl:
 #   make run     answer a prompt on the emulated accelerator
 #   make test    every check and test
-# Also: make docs (regenerate docs/reference.md), make slow (the tests that take minutes), make clean.
+# Also: make docs (regenerate docs/reference.md), make slow (the tests that take minutes), make mutants (faults that
+# the tests must notice), make clean.
 
 MODEL ?= smollm2-135m
 PROMPT ?= Explain in two sentences why the sky is blue.
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: run test check pytest docs slow clean
+.PHONY: run test check pytest docs slow mutants clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/run.stamp
@@ -33,6 +34,9 @@ pytest: $(VENV)/test.stamp $(VENV)/icarus.stamp
 
 slow: $(VENV)/test.stamp
 	$(BIN)/pytest -m slow
+
+mutants: $(VENV)/test.stamp
+	$(BIN)/python tests/mutants/run.py --jobs $(JOBS)
 
 docs: $(VENV)/run.stamp
 	$(BIN)/python -m lepton_hw.reference > docs/reference.md

@@ -36,6 +36,10 @@ _EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
         "a semaphore overflows, or is waited for with nothing left to signal it",
         "signal before waiting, in list order",
     ),
+    ErrorCode.RANGE: (
+        "a row leaves the vector memory, the activation buffer or the row scale table",
+        "compile the list for this device",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from exact import INFINITY, LARGEST, NAN, ONE, SIGN, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -37,13 +38,6 @@ from lepton_hw.numerics import (
 
 F64 = NDArray[np.float64]
 Function = Callable[[F32], F32]
-
-SIGN = 0x80000000
-INFINITY = 0x7F800000
-NAN = 0x7FC00000
-ONE = 0x3F800000
-TINY = 0x00800000  # 2**-126
-LARGEST = 0x7F7FFFFF
 
 
 def floats(*bits: int) -> F32:

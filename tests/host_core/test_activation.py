@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import gelu, relu, silu
 
 from lepton.activation import Activation
+from lepton_hw.functions import exponential, reciprocal
+from lepton_hw.numerics import F32, float_add, float_maximum, float_multiply
 
 EXACT: dict[Activation, tuple[Callable[[torch.Tensor], torch.Tensor], float]] = {
     Activation.SILU: (silu, 1.5e-6),
@@ -34,3 +36,36 @@ def test_special_values() -> None:
     for activation in Activation:
         assert activation(np.zeros(1, np.float32))[0] == 0
         assert np.isnan(activation(np.array([np.nan], np.float32)))[0]
+
+
+def operations(x: F32) -> dict[Activation, F32]:
+    """Each activation in the operations of the vector unit, constants by their bits."""
+
+    def number(bits: int) -> F32:
+        return np.array(bits, np.uint32).view(np.float32)
+
+    def gated(exponent: F32) -> F32:
+        denominator = float_add(exponential(exponent), number(0x3F800000))
+        return float_multiply(x, reciprocal(denominator))
+
+    square = float_multiply(x, x)
+    # 52.637 - x**2, turned round: x**2 - 52.637, times -0.026515
+    side = float_multiply(float_add(square, number(0xC2528C4A)), number(0xBCD935FC))
+    side = float_maximum(side, number(0))
+    quotient = float_add(float_multiply(side, side), number(0xC062BEE0))
+    cubic = float_add(float_multiply(square, number(0xBD922279)), number(0xBFCC422A))
+    return {
+        Activation.SILU: gated(float_multiply(x, number(0xBF800000))),
+        Activation.GELU: gated(float_multiply(x, quotient)),
+        Activation.GELU_TANH: gated(float_multiply(x, cubic)),
+        Activation.RELU: float_maximum(x, number(0)),
+    }
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_bits(activation: Activation) -> None:
+    """They are part of what a model computes: another order or constant is another model."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(20_000) * np.exp2(rng.integers(-20, 8, 20_000))).astype(np.float32)
+    x = np.concatenate([x, np.array([0.0, -0.0, 1e-42, -1e-42, np.inf, -np.inf, np.nan], np.float32)])
+    np.testing.assert_array_equal(activation(x).view(np.uint32), operations(x)[activation].view(np.uint32))

@@ -1,7 +1,9 @@
 """Linear layers on the reference and on the emulator, against lepton_hw.numerics."""
 
+import re
 import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -237,35 +239,34 @@ def test_memory_full():
         executor.linear(handle, activations(rng, 1, 64))
 
 
-def message(text: str) -> str:
-    import re
-
-    return f"^{re.escape(text)}$"
+def names(subject: str, offender: str = "") -> str:
+    """A pattern for the text of an error that begins with the subject and names the offender behind the rule."""
+    return rf"^{re.escape(subject)}: .* (?:not|but) .*{re.escape(offender)}(?!\w)"
 
 
 @pytest.mark.parametrize(
-    ("x", "text"),
+    ("x", "offender"),
     [
         (
             torch.zeros(2, 64, dtype=torch.float16),
-            "activations: must be a float32 matrix in host memory, not float16[2, 64] on cpu; convert them first",
+            "float16[2, 64] on cpu",
         ),
         (
             torch.zeros(1, 2, 64),
-            "activations: must be a float32 matrix in host memory, not float32[1, 2, 64] on cpu; convert them first",
+            "float32[1, 2, 64] on cpu",
         ),
         (
             torch.zeros(2, 64, device="meta"),
-            "activations: must be a float32 matrix in host memory, not float32[2, 64] on meta; convert them first",
+            "float32[2, 64] on meta",
         ),
-        (torch.zeros(2, 63), "activations: must be [at least 1, 64], not [2, 63]; pass what the layer expects"),
-        (torch.zeros(0, 64), "activations: must be [at least 1, 64], not [0, 64]; pass what the layer expects"),
+        (torch.zeros(2, 63), "[2, 63]"),
+        (torch.zeros(0, 64), "[0, 64]"),
     ],
     ids=["dtype", "dimensions", "device", "length", "empty"],
 )
-def test_wrong_activations(either, x, text):
+def test_wrong_activations(either, x, offender):
     handle = either.load_linear(*layer(np.random.default_rng(41), 8, 64))
-    with pytest.raises(InputError, match=message(text)):
+    with pytest.raises(InputError, match=names("activations", offender)):
         either.linear(handle, x)
 
 
@@ -274,10 +275,7 @@ def test_activations_that_are_not_finite(either, value, shown):
     handle = either.load_linear(*layer(np.random.default_rng(43), 8, 64))
     x = torch.zeros(3, 64)
     x[1, 63] = value
-    with pytest.raises(
-        FormatError,
-        match=message(f"activations: must be finite, but [1, 63] is {shown}; find the layer that produced it"),
-    ):
+    with pytest.raises(FormatError, match=names("activations", f"[1, 63] is {shown}")):
         either.linear(handle, x)
     either.linear(handle, torch.zeros(1, 64))
 
@@ -286,54 +284,60 @@ WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize(
-    ("weights", "bias", "error", "text"),
+    ("weights", "bias", "error", "subject", "offender"),
     [
         (
             WEIGHTS._replace(q=np.zeros((4, 64), np.float32)),
             None,
             InputError,
-            "weights: must be an int8 matrix with elements, not float32[4, 64]; quantize them",
+            "weights",
+            "float32[4, 64]",
         ),
         (
             WEIGHTS._replace(q=np.zeros((0, 64), np.int8)),
             None,
             InputError,
-            "weights: must be an int8 matrix with elements, not int8[0, 64]; quantize them",
+            "weights",
+            "int8[0, 64]",
         ),
         (
             WEIGHTS._replace(scale=np.ones(3, np.float32)),
             None,
             InputError,
-            "weight scales: must be float32[4], one for each output, not float32[3]; convert it first",
+            "weight scales",
+            "float32[3]",
         ),
         (
             WEIGHTS._replace(scale=np.array([1, 2, np.inf, 3], np.float32)),
             None,
             InputError,
-            "weight scales: must be finite, but [2] is inf; check the model's files",
+            "weight scales",
+            "[2] is inf",
         ),
         (
             WEIGHTS,
             np.ones(4),
             InputError,
-            "bias: must be float32[4], one for each output, not float64[4]; convert it first",
+            "bias",
+            "float64[4]",
         ),
         (
             WEIGHTS,
             np.array([np.nan, 1, 2, 3], np.float32),
             InputError,
-            "bias: must be finite, but [0] is nan; check the model's files",
+            "bias",
+            "[0] is nan",
         ),
     ],
     ids=["dtype", "empty", "scale shape", "scale value", "bias dtype", "bias value"],
 )
-def test_wrong_layers(either, weights, bias, error, text):
-    with pytest.raises(error, match=message(text)):
+def test_wrong_layers(either, weights, bias, error, subject, offender):
+    with pytest.raises(error, match=names(subject, offender)):
         either.load_linear(weights, bias)
 
 
 def test_layer_of_another_executor(either):
-    text = message("layer [4, 64]: must be loaded in this executor, but is not; load it first")
+    text = names("layer [4, 64]")
     with ReferenceExecutor() as other:
         foreign = other.load_linear(WEIGHTS)
         with pytest.raises(InputError, match=text):
@@ -362,8 +366,7 @@ def test_open_executor():
 
 
 def test_unknown_names():
-    text = "device 'gpu': must be one of reference, emulator, rtl; see `lepton devices`"
-    with pytest.raises(InputError, match=message(text)):
+    with pytest.raises(InputError, match=r"^device 'gpu': must be one of reference, emulator"):
         open_executor("gpu")
     with pytest.raises(ConfigError, match="configuration 'huge': must be one of nano, sim,"):
         open_executor("emulator", config="huge")
@@ -371,7 +374,7 @@ def test_unknown_names():
 
 def test_rtl_without_the_simulation(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lepton_sim.device", None)
-    with pytest.raises(MissingDependencyError, match=r"^device 'rtl': .* run `pip install lepton\[sim\]`$"):
+    with pytest.raises(MissingDependencyError, match=r"^device 'rtl': .*pip install"):
         open_executor("rtl")
 
 
@@ -382,3 +385,41 @@ def test_a_small_buffer_makes_many_row_blocks():
     x = activations(rng, 30, 2500)
     with DeviceExecutor(EmulatorDevice(config, 1 << 22)) as executor:
         same_bits(executor.linear(executor.load_linear(weights, bias), x), numerics.linear(x.numpy(), weights, bias))
+
+
+def test_every_launch_has_the_time_limit():
+    class Watched(EmulatorDevice):
+        limits: ClassVar[list[float]] = []
+
+        def run(self, program, commands, bases=(), timeout=10.0):
+            self.limits.append(timeout)
+            super().run(program, commands, bases, timeout)
+
+    rng = np.random.default_rng(53)
+    with DeviceExecutor(Watched(CONFIGS["nano"], 1 << 22), timeout=12.5) as executor:
+        executor.linear(executor.load_linear(*layer(rng, 9, 8)), activations(rng, 70, 8))
+    assert Watched.limits == [12.5, 12.5]
+
+
+def test_layers_of_a_shape_with_and_without_biases():
+    """And the other way round: the same shape and rows must not mean the same command list."""
+    rng = np.random.default_rng(59)
+    for order in ((True, False), (False, True)):
+        with emulator("nano") as executor:
+            x = activations(rng, 2, 20)
+            for bias in order:
+                weights, values = layer(rng, 17, 20, bias=bias)
+                expected = numerics.linear(x.numpy(), weights, values)
+                same_bits(executor.linear(executor.load_linear(weights, values), x), expected)
+
+
+def test_buffers_grow():
+    """Scratch memory of one layer is used again by a larger one, page for page."""
+    rng = np.random.default_rng(61)
+    with emulator("nano") as executor:
+        for length in (480, 500, 504, 505, 512, 513, 4000, 4096, 4097, 100):
+            weights, bias = layer(rng, 8, length)
+            x = activations(rng, 1, length)
+            same_bits(
+                executor.linear(executor.load_linear(weights, bias), x), numerics.linear(x.numpy(), weights, bias)
+            )

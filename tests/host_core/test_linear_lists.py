@@ -75,7 +75,49 @@ def test_every_list_is_valid_and_balanced(name, length):
         assert semaphores == [0] * 8
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("length", [100, 576, 4099])
+@pytest.mark.parametrize("rows", [1, 70, 600, 1500])
+def test_blocks_lie_one_behind_the_other(name, length, rows):
+    """In memory, and each product takes the place on chip that its rows were loaded to."""
+    config = CONFIGS[name]
+    columns = 3 * config.array_size - 1
+    program = compile_linear(config, rows, columns, length, bias=True)
+    loads = [command for command in program.commands if isinstance(command, Load)]
+    gemms = [command for command in program.commands if isinstance(command, Gemm)]
+    words = -(-length // config.array_size)
+    source = output = 0
+    for load, gemm, block in zip(loads, gemms, program.blocks, strict=True):
+        place = (len(block), words, load.activation, load.row)
+        assert (load.rows, load.words, load.activation, load.row) == place
+        assert (gemm.rows, gemm.words, gemm.activation, gemm.row) == place
+        assert (load.source, gemm.output, gemm.weights) == (Address(1, source), Address(2, output), Address(0, 0))
+        assert (gemm.blocks, gemm.flags) == (3, GemmFlag.FLOAT | GemmFlag.BIAS)
+        source += len(block) * (words + -(-words // 64)) * config.array_size
+        output += len(block) * 3 * 4 * config.array_size
+    assert (program.activation_bytes, program.output_bytes) == (source, output)
+    assert program.weight_bytes == 3 * (words * config.array_size + 8) * config.array_size
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_blocks_take_turns_when_each_can_keep_the_array_busy(name):
+    """Halves of the buffer for as many rows as the array has are used, for one less they are not."""
+    config = CONFIGS[name]
+    for half, buffers in ((config.array_size, 2), (config.array_size - 1, 1)):
+        words = config.activation_words // (2 * half)
+        if words > config.max_words:
+            continue
+        assert min(config.activation_words // (2 * words), config.accumulator_rows) == half
+        program = compile_linear(config, 5 * config.accumulator_rows, 8, words * config.array_size, bias=False)
+        first = [type(command).__name__ for command in program.commands[: buffers + 1]]
+        assert first == ["Load"] * buffers + ["Gemm"]
+        limit = half if buffers == 2 else config.activation_words // words
+        assert program.block_rows <= limit
+        assert len(program.blocks) == -(-5 * config.accumulator_rows // limit)
+        assert len({len(block) for block in program.blocks[:-1]}) == 1
+
+
 @pytest.mark.parametrize("length", [0, 16385])
 def test_reduction_too_long(length):
-    with pytest.raises(FormatError, match=f"length must be 1 to 16384, not {length}; cut it with numerics.reduction_parts"):
+    with pytest.raises(FormatError, match=f"^reduction: length must be .* not {length}(?!\\d)"):
         compile_linear(SIM, 1, 1, length, bias=False)

@@ -7,7 +7,7 @@ from lepton.errors import FormatError
 from lepton.runtime.packing import packed_buffer, quantize_and_pack
 from lepton_hw.config import CONFIGS
 from lepton_hw.layout import pack_activations
-from lepton_hw.numerics import ROW_FLOOR, quantize_rows
+from lepton_hw.numerics import ROW_FLOOR, quantize_rows, row_scales
 
 LENGTHS = [1, 7, 8, 31, 32, 33, 64, 100, 512, 513, 576, 1024, 2049, 4096, 4097, 5000]
 
@@ -47,6 +47,7 @@ def edge_rows():
         "negative zero": np.full(128, -0.0),
         "subnormal": np.full(128, 1e-42),
         "below the floor": row / np.abs(row).max() * np.nextafter(np.float32(floor), np.float32(0)),
+        "below the floor with smaller blocks": row / np.abs(row).max() * 2.0**-101 / np.repeat([1, 3, 5, 9], 32),
         "at the floor": row / np.abs(row).max() * floor,
         "absmax": row / np.abs(row).max() * np.finfo(np.float32).max,
         "one outlier": np.where(np.arange(128) == 5, 1e30, row),
@@ -61,6 +62,30 @@ def edge_rows():
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_edge_rows(config, name):
     check(config, edge_rows()[name].astype(np.float32)[None])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+def test_rows_at_ties(config):
+    """Values that times their factor are halves, as near as float32 comes, and beside it."""
+    rng = np.random.default_rng(3)
+    absmax = np.exp2(rng.uniform(-99, 127, 400)).astype(np.float32)
+    factor = row_scales(absmax)[1].astype(np.float64)[:, None] * np.repeat([1, 2, 4, 8], 32)
+    x = ((rng.integers(-127, 127, (400, 128)) + 0.5) / factor).astype(np.float32)
+    x = (x.view(np.int32) + rng.integers(-2, 3, x.shape, np.int32)).view(np.float32)
+    x[:, 0] = absmax
+    check(config, x)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+def test_nothing_is_left_of_the_rows_before(config):
+    rng = np.random.default_rng(5)
+    packed = packed_buffer(config, 2, 5000)
+    for _ in range(4):
+        x = (rng.normal(size=(2, 5000)) * np.repeat(np.exp2(rng.integers(-5, 1, (2, 157))), 32, 1)[:, :5000]).astype(
+            "f4"
+        )
+        quantize_and_pack(config, x, packed)
+        np.testing.assert_array_equal(packed, pack_activations(config, quantize_rows(x)))
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
