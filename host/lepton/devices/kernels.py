@@ -318,7 +318,7 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
     cache=True,
 )
 def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighths, vectors, team):
-    """Help the thread that executes these steps with their GEMMs, until it is done."""
+    """Help the thread that executes these steps with their GEMMs, until it dismisses the team."""
     spins, finished = 0, 0
     while True:
         ticket = _atomic_load(team, _TICKET)
@@ -585,19 +585,35 @@ def _context(step, halves, contexts, outcome):
 
 
 @njit(
-    "void(i8[:, ::1], u2[::1], f4[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], "
-    "i8[::1])",
+    "void(i8[:, ::1], i8, i8, u2[::1], f4[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], "
+    "i8[::1], i8[::1])",
     nogil=True,
     cache=True,
 )
-def execute(steps, halves, scratch, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
-    """Execute a decoded list until its end or its first error.
+def execute(
+    steps,
+    begin,
+    end,
+    halves,
+    scratch,
+    contexts,
+    size,
+    memory,
+    floats,
+    integers,
+    buffer,
+    eighths,
+    vectors,
+    team,
+    outcome,
+):
+    """Execute the steps from ``begin`` to ``end`` of a decoded list, or until its first error.
 
     ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
     the row scale table, ``vectors`` the vector memory, ``scratch`` four rows of a VECTOR, ``size`` the array size.
-    ``team`` is zero at the start; other threads may call :func:`help_execute` with it.
+    ``team`` is zero at the start of a list; other threads may call :func:`help_execute` with it until :func:`dismiss`.
     """
-    for number in range(len(steps)):
+    for number in range(begin, end):
         step = steps[number]
         opcode = step[Column.OPCODE]
         if opcode == Opcode.GEMM:
@@ -618,4 +634,9 @@ def execute(steps, halves, scratch, contexts, size, memory, floats, integers, bu
             _context(step, halves, contexts, outcome)
         if outcome[CODE]:
             break
+
+
+@njit("void(i8[::1])", nogil=True, cache=True)
+def dismiss(team):
+    """Tell the threads that help with a list that it is over."""
     _atomic_store(team, _TICKET, _OVER)
