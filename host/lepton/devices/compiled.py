@@ -38,7 +38,7 @@ def compiled(signature: str, **options: Any) -> Callable[[Callable[..., Any]], A
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(nogil=True, **options)(function)
+        dispatcher: Any = njit(nogil=True, **options)(function)
         dispatcher._cache = _Cache(function)
         dispatcher.compile(signature)
         dispatcher.disable_compile()
