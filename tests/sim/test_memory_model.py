@@ -351,7 +351,7 @@ def test_channels_stall_independently(core: VerilatedCore) -> None:
         assert abs(together - float(log[one][50:1000].mean() * log[other][50:1000].mean())) < 0.06, (one, other)
 
 
-@pytest.mark.parametrize("pattern", [0x00010001, 0x7F00FFFE, 0x11111111])
+@pytest.mark.parametrize("pattern", [0x00010001, 0x7F00FFFE, 0x84210842])
 def test_offers_stay_until_they_are_taken(core: VerilatedCore, pattern: int) -> None:
     ready = {"read_ready": pattern, "response_ready": pattern}
     log = traffic(core, reads=12, writes=12, **ready)
