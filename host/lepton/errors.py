@@ -11,6 +11,7 @@ __all__ = [
     "CommandError",
     "ConfigError",
     "DeviceError",
+    "DeviceLostError",
     "DeviceMismatchError",
     "DeviceState",
     "DeviceTimeout",
@@ -59,10 +60,15 @@ class DeviceMismatchError(LeptonError, RuntimeError):
     """The opened device is not the one that was expected: no Lepton, another configuration or build."""
 
 
+class DeviceLostError(LeptonError, RuntimeError):
+    """The device does not answer as an accelerator does, or cannot be reset: it has to be opened again."""
+
+
 class DeviceError(LeptonError, RuntimeError):
     """A command list was stopped by an error.
 
-    ``code`` is what the device reported, ``index`` the command it belongs to and ``command`` its disassembly.
+    ``code`` is what the device reported, ``index`` the command it belongs to and ``command`` its disassembly, after
+    what the command is part of if that is known.
     """
 
     def __init__(self, device: str, code: ErrorCode, index: int, command: str) -> None:
@@ -111,14 +117,18 @@ class DeviceState:
 
 
 class DeviceTimeout(LeptonError, TimeoutError):
-    """A device did not finish in time. ``state`` is what it was doing, ``command`` the disassembled command."""
+    """A command list did not finish in time and was stopped.
+
+    ``state`` is what the device was doing, ``command`` the disassembled command that it was issuing, after what that
+    is part of if it is known.
+    """
 
     def __init__(self, device: str, timeout: float, state: DeviceState, command: str) -> None:
         self.state = state
         self.command = command
         super().__init__(
-            f"device '{device}': a command list must finish within {timeout:g} s, but it is still running "
-            f"({state}: {command}); raise the timeout, or reset the device if nothing moves"
+            f"device '{device}': a command list must finish within {timeout:g} s, but was still running "
+            f"({state}: {command}) and has been stopped; raise the timeout, or mend what it waits for"
         )
 
 

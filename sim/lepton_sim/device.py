@@ -254,6 +254,21 @@ class VerilatedCore:
         """Clock cycles so far."""
         return self._call["cycle"](self._handle)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the memory."""
+        return self.memory.size
+
+    def write_memory(self, address: int, data: NDArray[np.uint8]) -> None:
+        """Copy flat uint8 ``data`` to the memory at ``address``."""
+        offset = address - self.memory_base
+        self.memory[offset : offset + data.size] = data
+
+    def read_memory(self, address: int, nbytes: int) -> NDArray[np.uint8]:
+        """A copy of the memory at ``address``."""
+        offset = address - self.memory_base
+        return self.memory[offset : offset + nbytes].copy()
+
     def read_register(self, offset: int) -> int:
         """The 32-bit register at byte ``offset``."""
         value = ctypes.c_uint32()

@@ -257,6 +257,12 @@ class _Unit(Enum):
     VECTOR = 2
 
 
+_SPECIAL = np.array(
+    [0x00000000, 0x80000000, 0x00000001, 0x807FFFFF, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0xFFC00001],
+    np.uint32,
+).view(np.float32)
+"""Zeros, subnormals, the smallest and the largest normal number, infinities and a NaN that is not the canonical one."""
+
 _SEQUENTIAL = 4
 """Semaphores 0 to 3 order the units among each other."""
 
@@ -271,9 +277,10 @@ class _VectorGenerator(_Generator):
     """Vector operations, matrix products and caches on the first words of the vector memory, one after the other; and
     beside them loads and fetches to other words, which only the memories' ports can bring into their way."""
 
-    def __init__(self, config: HardwareConfig, seed: int, memory_base: int, memory_bytes: int) -> None:
+    def __init__(self, config: HardwareConfig, seed: int, memory_base: int, memory_bytes: int, special: float) -> None:
         super().__init__(config, seed, memory_base, memory_bytes)
         size = config.array_size
+        self.special = special
         self.area = 512
         """Words that the operations work on. Commands read one half and write the other."""
         self.spare = 64
@@ -287,11 +294,18 @@ class _VectorGenerator(_Generator):
         contexts = [chunk * ATTENTION_CHUNK + tokens for chunk, tokens in zip(self.chunks, self.tokens, strict=True)]
         self.first_context = self.pick(0, 50)
         self.commands.append(Context(first=self.first_context, tokens=tuple(contexts)))
-        values = self.floats((self.area + self.spare) * config.lanes)
+        values = self.with_special(self.floats((self.area + self.spare) * config.lanes))
         source = self.put(values.view(np.uint8)).address
         behind = source + self.area * config.beat_bytes
         self.commands.append(Fetch(words=self.spare, target=self.area, source=self.address(behind)))
         self.issue(_Unit.LOAD, Fetch(words=self.area, target=0, source=self.address(source)))
+
+    def with_special(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Some of the values are replaced by such as arithmetic treats in its own way."""
+        if not self.special:
+            return values
+        chosen = self.rng.random(values.shape) < self.special
+        return np.where(chosen, self.rng.choice(_SPECIAL, values.shape), values)
 
     def issue(self, unit: _Unit, command: Command) -> None:
         """Append a command that begins when those of other units before it are complete."""
@@ -434,9 +448,10 @@ class _VectorGenerator(_Generator):
         )
 
     def tame(self, half: int) -> None:
-        """Make one half ordinary numbers again."""
+        """Make one half ordinary numbers again, as far as numbers are."""
         words = self.area // 2
-        source = self.put(self.floats(words * self.config.lanes).view(np.uint8)).address
+        values = self.with_special(self.floats(words * self.config.lanes))
+        source = self.put(values.view(np.uint8)).address
         self.issue(_Unit.LOAD, Fetch(words=words, target=half * words, source=self.address(source)))
 
     def product(self) -> None:
@@ -457,8 +472,9 @@ class _VectorGenerator(_Generator):
             bias = self.chance(0.5)
             flags |= GemmFlag.BIAS if bias else GemmFlag.NONE
             quantized = quantize_weights(self.floats(blocks * size, quarters * size))
-            offsets = self.floats(blocks * size) if bias else None
-            weights = self.put(pack_weights(config, quantized.q, quantized.scale, offsets)).address
+            offsets = self.with_special(self.floats(blocks * size)) if bias else None
+            scales = self.with_special(quantized.scale)
+            weights = self.put(pack_weights(config, quantized.q, scales, offsets)).address
         elif kind == 1:  # the columns are the tokens of a key cache
             weights = self.append(half, register, quarters, AppendFlag.KEY)
             blocks = room
@@ -608,14 +624,20 @@ def _bits(value: float | np.float32) -> int:
 
 
 def random_vector_program(
-    config: HardwareConfig, seed: int, *, memory_base: int, memory_bytes: int = 1 << 20, steps: int = 12
+    config: HardwareConfig,
+    seed: int,
+    *,
+    memory_base: int,
+    memory_bytes: int = 1 << 20,
+    steps: int = 12,
+    special: float = 0.0,
 ) -> Program:
     """A list of vector operations, products and caches, ``steps`` in all, and END; in the end the vector memory is
-    stored.
+    stored. ``special`` is the chance that a number in memory is a zero, a subnormal, an infinity, a NaN or the like.
 
     Units wait for each other, but for loads and fetches to places of their own, which run beside the rest.
     """
-    generator = _VectorGenerator(config, seed, memory_base, memory_bytes)
+    generator = _VectorGenerator(config, seed, memory_base, memory_bytes, special)
     for _ in range(steps):
         if generator.chance(0.4):
             generator.beside()

@@ -8,7 +8,7 @@ import torch
 
 from lepton.devices.emulator import Emulator
 from lepton.devices.registers import RegisterDevice
-from lepton.errors import DeviceError, DeviceMismatchError, DeviceTimeout
+from lepton.errors import DeviceError, DeviceLostError, DeviceMismatchError, DeviceTimeout
 from lepton.runtime.executor import DeviceExecutor
 from lepton_hw import numerics
 from lepton_hw.commands import Address, End, Gemm, Load, encode_list
@@ -32,16 +32,33 @@ class Bus:
     def __init__(self, *, identity: int = ID, word: int = CONFIG.word, hang: bool = False) -> None:
         self.memory = np.zeros(1 << 16, np.uint8)
         self.memory_base = BASE
+        self.memory_bytes = self.memory.size
         self.hang = hang
         self.closed = False
+        self.resets = 0
         self.writes: list[tuple[int, int]] = []
         self.emulator = Emulator(CONFIG, self.memory, BASE)
+        self.identity, self.word = identity, word
+        self.power_on()
+
+    def power_on(self) -> None:
         self.values = {offset: 0 for r in REGISTERS.values() for offset in range(r.offset, r.offset + r.bits // 8, 4)}
         self.values |= {c.offset + i: 0 for c in COUNTERS.values() for i in (0, 4)}
-        self.values[REGISTERS["ID"].offset] = identity
-        self.values[REGISTERS["CONFIG"].offset] = word
+        self.values[REGISTERS["ID"].offset] = self.identity
+        self.values[REGISTERS["CONFIG"].offset] = self.word
         self.values[REGISTERS["CONTROL"].offset] = Control.IDLE
         self.put("BUILD", BUILD)
+
+    def reset(self) -> None:
+        self.resets += 1
+        self.power_on()
+
+    def write_memory(self, address: int, data) -> None:
+        assert data.flags.c_contiguous
+        self.memory[address - BASE :][: data.size] = data
+
+    def read_memory(self, address: int, nbytes: int):
+        return self.memory[address - BASE :][:nbytes].copy()
 
     def get(self, name: str) -> int:
         register = {**REGISTERS, **COUNTERS}[name]
@@ -64,6 +81,7 @@ class Bus:
         self.writes.append((offset, value))
         if offset == REGISTERS["CONTROL"].offset:
             if value & Control.START:
+                assert self.values[offset] & Control.IDLE, "started while it is busy"
                 self.values[offset] = Control.START
                 if not self.hang:
                     self.finish()
@@ -175,27 +193,182 @@ def test_hung_device():
     with pytest.raises(DeviceTimeout) as caught:
         start(bus, timeout=0.01)
     assert str(caught.value) == (
-        "device 'board': a command list must finish within 0.01 s, but it is still running (busy units: STREAM, ARRAY; "
+        "device 'board': a command list must finish within 0.01 s, but was still running (busy units: STREAM, ARRAY; "
         "issuing command 1; outstanding bursts: 5 reads, 2 writes; semaphores: 3 0 0 0 0 0 0 1: GEMM wait=1 rows=1 "
-        "words=2 blocks=1 weights=b1+0x0 output=b2+0x0); raise the timeout, or reset the device if nothing moves"
+        "words=2 blocks=1 weights=b1+0x0 output=b2+0x0) and has been stopped; raise the timeout, or mend what it waits "
+        "for"
     )
     assert caught.value.state.busy == State.STREAM | State.ARRAY
 
 
-def test_a_device_that_hangs_is_not_started_again():
-    bus = Bus(hang=True)
+def hang_once(bus: Bus, error: BaseException | None = None):
+    """A device whose list was left, and that list. Later ones finish."""
     device = RegisterDevice("board", bus, CONFIG)
     program = device.allocate(4096)
     device.write(program, np.frombuffer(encode_list([End()]), np.uint8))
-    with pytest.raises(DeviceTimeout):
-        device.run(program, 1, timeout=0.01)
+    bus.hang = True
+    wait = bus.wait_interrupt
+
+    def interrupted(timeout_s: float) -> bool:
+        if error is not None:
+            raise error
+        return False
+
+    bus.wait_interrupt = interrupted
+    with pytest.raises(DeviceTimeout if error is None else type(error)) as caught:
+        device.run(program, 1, (BASE,), timeout=0.01)
+    bus.hang, bus.wait_interrupt = False, wait
+    return device, program, caught.value
+
+
+@pytest.mark.parametrize(
+    "error", [None, KeyboardInterrupt(), OSError("link down")], ids=["late", "ctrl-c", "transport"]
+)
+def test_a_list_that_was_left_is_stopped_and_the_next_one_runs(error):
+    bus = Bus()
+    device, program, _ = hang_once(bus, error)
+    assert bus.resets == 1
+    assert bus.get("CONTROL") == Control.IDLE
     bus.writes.clear()
-    with pytest.raises(DeviceTimeout):
-        device.run(program, 1, timeout=0.01)
-    assert not bus.writes
-    bus.hang = False
-    bus.finish()
+    for _ in range(2):
+        device.run(program, 1, (BASE,))
+    # The reset has cleared every register, and the driver knows.
+    assert (bus.get("WINDOW_BASE"), bus.get("LIST"), bus.get("BASE0")) == (BASE, BASE, BASE)
+    assert (bus.get("GLOBAL_INTERRUPT"), bus.get("INTERRUPT_ENABLE"), bus.get("INTERRUPT_STATUS")) == (1, 1, 0)
+    assert (bus.resets, bus.closed) == (1, False)
+
+
+def test_a_device_that_cannot_be_reset_is_not_started_again():
+    bus = Bus()
+    reset = bus.reset
+
+    def refuse() -> None:
+        raise DeviceLostError("device 'board': no reset line")
+
+    bus.reset = refuse
+    device, program, error = hang_once(bus)
+    assert error.__notes__ == ["device 'board': no reset line"]
+    for _ in range(2):
+        with pytest.raises(DeviceLostError, match="no reset line"):
+            device.run(program, 1)
+    bus.reset = reset
     device.run(program, 1)
+
+
+def test_ctrl_c_during_the_reset():
+    bus = Bus()
+    reset = bus.reset
+
+    def interrupted() -> None:
+        bus.reset = reset
+        raise KeyboardInterrupt
+
+    bus.reset = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        hang_once(bus)
+    device, program, _ = hang_once(bus := Bus())
+    bus.reset = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        device.reset()
+    device.run(program, 1)
+    assert bus.resets == 1
+
+
+def test_busy_after_a_reset():
+    bus = Bus()
+    device = RegisterDevice("board", bus, CONFIG)
+    program = device.allocate(64)
+    bus.reset = lambda: bus.put("CONTROL", 0)
+    bus.put("STATE", State.DRAIN)
+    for use in (device.reset, lambda: device.run(program, 1)):
+        with pytest.raises(DeviceLostError, match=r"idle after a reset, but is busy \(busy units: DRAIN"):
+            use()
+
+
+def test_a_device_that_is_busy_when_it_is_opened_is_reset():
+    bus = Bus()
+    bus.put("CONTROL", Control.START)
+    bus.put("INTERRUPT_STATUS", 1)
+    start(bus)
+    assert bus.resets == 1
+
+
+def test_an_interrupt_from_before_is_acknowledged():
+    """It can only be toggled: acknowledged once too often it comes back."""
+    bus = Bus()
+    bus.put("INTERRUPT_STATUS", 1)
+    device = start(bus)
+    assert (bus.resets, bus.get("INTERRUPT_STATUS")) == (0, 0)
+    device.reset()
+    assert (bus.resets, bus.get("INTERRUPT_STATUS")) == (1, 0)
+
+
+def test_errors_do_not_reset_the_device():
+    bus = Bus()
+    with pytest.raises(DeviceError):
+        start(bus, [replace(LIST[1], wait=2), End()])
+    assert bus.resets == 0
+
+
+@pytest.mark.parametrize("value", [max(ErrorCode) + 1, 0xFFFFFFFF])
+def test_unknown_error(value):
+    """What a device that is gone reads as."""
+    bus = Bus()
+    finish = bus.finish
+
+    def vanish() -> None:
+        finish()
+        bus.put("ERROR", value)
+
+    bus.finish = vanish
+    with pytest.raises(DeviceLostError, match=rf"'board': register ERROR must hold an error code, not {value:#x};"):
+        start(bus)
+
+
+def test_labels_reach_the_errors():
+    bus = Bus()
+    device = RegisterDevice("board", bus, CONFIG)
+    program = device.allocate(4096)
+    device.write(program, np.frombuffer(encode_list([LIST[0], replace(LIST[1], wait=2), End()]), np.uint8))
+    with pytest.raises(DeviceError, match=r"command 1 \(layer 3 attention: GEMM wait=2"):
+        device.run(program, 3, (0, BASE, BASE), describe=["load", "layer 3 attention", "end"].__getitem__)
+    bus.hang = True
+    bus.put("COMMAND", 1)
+    with pytest.raises(DeviceTimeout, match=r": layer 3 attention: GEMM wait=2"):
+        device.run(program, 3, (0, BASE, BASE), timeout=0.01, describe=["", "layer 3 attention", ""].__getitem__)
+
+
+@pytest.mark.parametrize("unit", list(State), ids=lambda unit: unit.name)
+def test_state_names_each_unit(unit):
+    bus = Bus()
+    device = RegisterDevice("board", bus, CONFIG)
+    bus.put("STATE", unit)
+    state = device.state()
+    assert state.busy == unit
+    assert str(state).startswith(f"busy units: {unit.name};")
+
+
+def test_state_fields():
+    bus = Bus()
+    device = RegisterDevice("board", bus, CONFIG)
+    bus.put("STATE", State.LOAD | State.VECTOR)
+    bus.put("COMMAND", 70_000)
+    bus.put("OUTSTANDING", 0xFFFE << 16 | 0xFFFD)
+    bus.put("SEMAPHORES", 0xF7654321)
+    assert str(device.state()) == (
+        "busy units: LOAD, VECTOR; issuing command 70000; outstanding bursts: 65533 reads, 65534 writes; "
+        "semaphores: 1 2 3 4 5 6 7 15"
+    )
+
+
+def test_every_counter_is_read_from_its_register():
+    bus = Bus()
+    device = start(bus)
+    for i, name in enumerate(COUNTERS):
+        bus.put(name, (i + 1) << 32 | 0xFFFFFFFF - i)
+    counters = device.counters()
+    for i, name in enumerate(COUNTERS):
+        assert getattr(counters, name.lower()) == (i + 1) << 32 | 0xFFFFFFFF - i
 
 
 def test_late_interrupt_is_waited_for():

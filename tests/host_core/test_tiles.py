@@ -1,4 +1,4 @@
-"""The emulator's compiled products, and the cache they are kept in."""
+"""The emulator's compiled products, and their cache filled by two processes at once."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def test_compiled_functions_have_names_of_their_own():
 
 
 def test_products_from_a_cache_filled_by_two_processes(tmp_path):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"LEPTON_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", PRODUCTS]
     together = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait(300) for process in together] == [0, 0]

@@ -1,5 +1,6 @@
 """Every error: the RTL stops with the code and command of the emulator, and then runs a good list."""
 
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 from lepton.devices.emulator import Emulator
 from lepton.devices.registers import RegisterDevice
+from lepton.devices.rtl import RtlDevice, open_rtl
 from lepton.errors import DeviceError, DeviceTimeout
 from lepton_hw.commands import (
     CHECK,
@@ -30,9 +32,10 @@ from lepton_hw.commands import (
     encode,
     encode_list,
 )
+from lepton_hw.config import get_config
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import State
-from lepton_sim.device import MemoryTiming
+from lepton_sim.device import SLICE_CYCLES, ZERO_WAIT, MemoryTiming
 from lepton_sim.programs import Program, random_program, random_vector_program
 
 BUSY = MemoryTiming.random(64)
@@ -418,5 +421,48 @@ def test_hung_memory(machine_of: Callable, name: str, unit: State) -> None:
     state = caught.value.state
     assert unit in state.busy
     assert (state.reads, state.writes) == ((0, 1) if name == "output" else (1, 0))
-    machine.restart()
+    # It has been stopped: the next list runs, and what the memory owed to this one is forgotten.
+    machine.core.clear_faults()
+    device.run(buffer, 3)
     machine.check(_image(machine))
+
+
+@pytest.mark.parametrize("timing", [ZERO_WAIT, BUSY], ids=["ideal", "busy"])
+def test_ctrl_c_in_the_middle_of_a_list(timing: MemoryTiming) -> None:
+    """The list is stopped, wherever it is; every other buffer is as it was, and lists run as on a fresh device."""
+    config, pressed = get_config("nano"), []
+
+    def press(cycle: int) -> None:
+        if pressed and cycle >= pressed[0]:
+            pressed.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    with open_rtl(config, 1 << 20, timing=timing, progress=press) as device:
+        assert isinstance(device, RtlDevice)
+        rng = np.random.default_rng(9)
+        kept = device.allocate(4096)
+        content = rng.integers(0, 256, 4096, dtype=np.uint8)
+        device.write(kept, content)
+        rows, words = 8, 2
+        inputs = device.allocate(4096)
+        device.write(inputs, np.zeros(4096, np.uint8))
+        results = device.allocate(1 << 16)
+        load = Load(rows=rows, words=words, activation=0, row=0, source=Address(0, 0), signal=1)
+        gemm = Gemm(rows=rows, words=words, activation=0, row=0, blocks=20, weights=Address(0, 0), output=Address(1, 0))
+        commands = [load, replace(gemm, wait=1), *[gemm] * 60, End()]
+        program = device.allocate(64 * len(commands))
+        device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+        bases = (inputs.address, results.address)
+        device.run(program, len(commands), bases, 600)
+        expected = device.read(results)
+        for after in (SLICE_CYCLES, 3 * SLICE_CYCLES):
+            device.write(results, rng.integers(0, 256, results.nbytes, dtype=np.uint8))
+            pressed.append(device._core.cycle + after)
+            with pytest.raises(KeyboardInterrupt):
+                device.run(program, len(commands), bases, 600)
+            assert not pressed
+            assert device.state().busy == State(0)
+            device.run(program, len(commands), bases, 600)
+            written = rows * 4 * config.beat_bytes * gemm.blocks
+            np.testing.assert_array_equal(device.read(results, written), expected[:written])
+            np.testing.assert_array_equal(device.read(kept), content)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from amaranth.hdl import ClockDomain, ClockSignal, Module, ResetSignal, Signal
+from amaranth.hdl import ClockDomain, ClockSignal, Module, Mux, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,7 +18,7 @@ from lepton_rtl.register_file import axi_lite_members
 from lepton_sim import device
 from lepton_sim.build import Build, library
 from lepton_sim.device import MEMORY_BASE, ZERO_WAIT, MemoryTiming, Trace, VerilatedCore
-from lepton_sim.errors import ProtocolError, ToolchainError
+from lepton_sim.errors import ProtocolError, SimulationError, ToolchainError
 from lepton_sim.toolchain import WAVEFORM_HEADERS, check_headers, find_toolchain
 
 CONFIG = get_config("nano")
@@ -61,6 +61,11 @@ FAULTS = [
     changing("ar-length", "AR", address("ar"), address("ar", len=1)),
     changing("aw-address", "AW", address("aw"), address("aw", addr=MEMORY_BASE + 8)),
     changing("aw-length", "AW", address("aw"), address("aw", len=1)),
+    *(
+        changing(f"{channel}-{name}", channel.upper(), address(channel), address(channel, **{name: value}))
+        for channel in ("ar", "aw")
+        for name, value in (("size", 2), ("burst", 2), ("id", 1))
+    ),
     changing("w-data", "W", beat(), beat(data=1 << 63)),
     changing("w-strobe", "W", beat(), beat(strobe=0x7F)),
     changing("w-last", "W", beat(last=0), beat()),
@@ -77,6 +82,10 @@ RESET = len(FAULTS)
 """Number of the scenario in which an address is offered during reset."""
 
 LEGAL_RUN = RESET + 1
+
+REFUSED = LEGAL_RUN + 1
+"""Number of the scenario whose start is answered with an error."""
+
 LEGAL_STEPS = [
     address("ar", addr=MEMORY_BASE + PAGE_BYTES - 16, len=1),
     address("aw", addr=MEMORY_BASE + PAGE_BYTES - 16, len=1),
@@ -112,6 +121,7 @@ class Master(wiring.Component):
         with m.If(self.s_axi_control_wvalid):
             m.d.sync += [scenario.eq(self.s_axi_control_wdata), step.eq(0), self.s_axi_control_bvalid.eq(1)]
         m.d.comb += [self.m_axi_rready.eq(1), self.m_axi_bready.eq(1)]
+        m.d.comb += self.s_axi_control_bresp.eq(Mux(scenario == REFUSED, 2, 0))
         with m.Switch(scenario):
             for number, steps in enumerate([*(steps for _, steps, _, _ in FAULTS), [], LEGAL_STEPS]):
                 with m.Case(number), m.Switch(step):
@@ -156,6 +166,15 @@ def test_a_broken_rule_is_reported(core: VerilatedCore, number: int) -> None:
     # After a reset all is forgotten.
     core.set_timing(ZERO_WAIT)
     core.reset()
+    run(core, LEGAL_RUN)
+
+
+def test_register_accesses_are_answered(core: VerilatedCore) -> None:
+    """The master does not answer reads, and one write with an error."""
+    with pytest.raises(SimulationError, match="'nano': register read of 0x84 must be answered, but is not;"):
+        core.read_register(0x84)
+    with pytest.raises(SimulationError, match="'nano': register write of 0x18 must be answered OKAY;"):
+        core.write_register(0x18, REFUSED)
     run(core, LEGAL_RUN)
 
 

@@ -11,8 +11,10 @@ DEVICES = ("emulator", "rtl")
 def open_device(name: str, config: HardwareConfig, memory_bytes: int | None = None) -> Device:
     """Open the device ``name``, a build of ``config``; ``memory_bytes`` None for the device's default.
 
-    Raises :class:`InputError` for an unknown name.
+    Raises :class:`InputError` for an unknown name or memory of no size.
     """
+    if memory_bytes is not None and memory_bytes < 1:
+        raise InputError(f"memory_bytes: must be at least 1, not {memory_bytes}; leave it out for the device's default")
     # Each device brings a compiler or packages of its own: import only what is asked for.
     if name == "emulator":
         from lepton.devices.emulator import DEFAULT_MEMORY_BYTES, EmulatorDevice

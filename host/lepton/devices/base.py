@@ -1,9 +1,13 @@
 """What every accelerator device offers: memory, and command lists that run on it."""
 
+import math
+import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Self
 
 import numpy as np
@@ -16,12 +20,28 @@ from lepton_hw.config import PAGE_BYTES, HardwareConfig
 Bytes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+# Compared by identity: a buffer that was freed is not the one that lies there now.
+@dataclass(frozen=True, eq=False)
 class Buffer:
-    """``nbytes`` of device memory at byte ``address``."""
+    """``nbytes`` of device memory at byte ``address``, from its allocation until it is freed."""
 
     address: int
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command list that is about to run."""
+
+    program: int
+    """Address of the list."""
+    commands: int
+    bases: tuple[int, ...]
+    """All base registers."""
+    timeout: float
+    """Seconds."""
+    describe: Callable[[int], str] | None
+    """What the command of an index is part of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +116,27 @@ class Allocator:
 
     def check(self, buffer: Buffer) -> None:
         """Raise :class:`InputError` unless ``buffer`` is allocated."""
-        if self._live.get(buffer.address) != buffer:
+        if self._live.get(buffer.address) is not buffer:
             raise InputError(
                 f"buffer: must be allocated on this device, but {buffer.nbytes} bytes at 0x{buffer.address:x} are not; "
                 f"allocate it, and do not use it once freed"
             )
 
 
+def check_timeout(seconds: float) -> None:
+    """Raise :class:`InputError` unless ``seconds`` can be waited for."""
+    if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds < math.inf:
+        raise InputError(
+            f"timeout: must be a positive, finite number of seconds, not {seconds!r}; leave it out, or say more"
+        )
+
+
 class Device(ABC):
-    """An accelerator with its memory. Also a context manager that closes it."""
+    """An accelerator with its memory. Also a context manager that closes it.
+
+    Calls from several threads take turns. Outside of :meth:`run` no command list is running, however it was left: by
+    an error, a time-out or Ctrl-C.
+    """
 
     name: str
     """What selects this device: ``emulator``, ``rtl`` …"""
@@ -118,6 +150,8 @@ class Device(ABC):
         self.config = config
         self.build = build
         self._allocator = Allocator(memory_base, memory_bytes)
+        self._turn = threading.RLock()
+        self._closed = False
 
     @property
     def free_bytes(self) -> int:
@@ -126,11 +160,13 @@ class Device(ABC):
 
     def allocate(self, nbytes: int) -> Buffer:
         """A new page-aligned buffer of undefined content. Raises :class:`MemoryFullError`."""
-        return self._allocator.allocate(nbytes)
+        with self._use():
+            return self._allocator.allocate(nbytes)
 
     def free(self, buffer: Buffer) -> None:
         """Give a buffer back. Raises :class:`InputError` if it is not allocated here."""
-        self._allocator.free(buffer)
+        with self._use():
+            self._allocator.free(buffer)
 
     def write(self, buffer: Buffer, data: Bytes, offset: int = 0) -> None:
         """Copy flat uint8 ``data`` to byte ``offset`` of ``buffer``. Raises :class:`InputError`."""
@@ -138,40 +174,75 @@ class Device(ABC):
             raise InputError(
                 f"device write: data must be a flat uint8 array, not {data.dtype}{list(data.shape)}; view it as bytes"
             )
-        self._check_range(buffer, data.size, offset)
-        self._write(buffer.address + offset, data)
+        with self._use():
+            self._check_range(buffer, data.size, offset)
+            self._write(buffer.address + offset, np.ascontiguousarray(data))
 
     def read(self, buffer: Buffer, nbytes: int | None = None, offset: int = 0) -> Bytes:
         """A copy of ``nbytes`` (all that follow, if None) from byte ``offset`` of ``buffer``, flat uint8."""
-        if nbytes is None:
-            nbytes = buffer.nbytes - offset
-        self._check_range(buffer, nbytes, offset)
-        return self._read(buffer.address + offset, nbytes)
+        with self._use():
+            if nbytes is None:
+                nbytes = buffer.nbytes - offset
+            self._check_range(buffer, nbytes, offset)
+            return self._read(buffer.address + offset, nbytes)
 
-    def run(self, program: Buffer, commands: int, bases: Sequence[int] = (), timeout: float = 10.0) -> None:
+    def run(
+        self,
+        program: Buffer,
+        commands: int,
+        bases: Sequence[int] = (),
+        timeout: float = 10.0,
+        describe: Callable[[int], str] | None = None,
+    ) -> None:
         """Run the first ``commands`` commands of ``program`` and wait until their results are in memory.
 
-        ``bases`` are the base registers, the rest of them is zero.
+        ``bases`` are the base registers, the rest of them is zero. ``describe`` tells what the command of an index is
+        part of ("layer 3 attention"; nothing: ""), for error messages.
 
-        Raises :class:`DeviceError` with code and command index if the list is stopped,
-        :class:`DeviceTimeout` with the device's state if it takes longer than ``timeout`` seconds.
+        Raises :class:`DeviceError` with code and command index if the list is stopped by an error,
+        :class:`DeviceTimeout` with the device's state if it takes longer than ``timeout`` seconds,
+        :class:`DeviceLostError` if the device cannot be brought to run it. What a stopped list was to write is
+        undefined then; all other memory keeps its content, and another list can run.
         """
-        if not 1 <= commands <= program.nbytes // COMMAND_BYTES:
-            raise InputError(
-                f"command list: must have 1 to {program.nbytes // COMMAND_BYTES} commands in a buffer of "
-                f"{program.nbytes} bytes, not {commands}; allocate {COMMAND_BYTES} bytes for each"
-            )
-        if len(bases) > BASES:
-            raise InputError(f"base registers: must be at most {BASES}, not {len(bases)}; share one between buffers")
-        self._allocator.check(program)
-        self._run(program.address, commands, (*bases, *(0,) * (BASES - len(bases))), timeout)
+        with self._use():
+            self._allocator.check(program)
+            if not 1 <= commands <= program.nbytes // COMMAND_BYTES:
+                raise InputError(
+                    f"command list: must have 1 to {program.nbytes // COMMAND_BYTES} commands in a buffer of "
+                    f"{program.nbytes} bytes, not {commands}; allocate {COMMAND_BYTES} bytes for each"
+                )
+            if len(bases) > BASES:
+                raise InputError(
+                    f"base registers: must be at most {BASES}, not {len(bases)}; share one between buffers"
+                )
+            for i, base in enumerate(bases):
+                if not 0 <= base < 1 << self.config.address_bits:
+                    raise InputError(
+                        f"base register {i}: must be an address of {self.config.address_bits} bits, not {base:#x}; "
+                        f"use those of allocated buffers"
+                    )
+            check_timeout(timeout)
+            every = (*map(int, bases), *(0,) * (BASES - len(bases)))
+            self._run(Launch(program.address, commands, every, timeout, describe))
+
+    def reset(self) -> None:
+        """Start the device anew; what runs is stopped. Buffers stay allocated and keep their content.
+
+        Raises :class:`DeviceLostError` if it cannot be brought back.
+        """
+        with self._use():
+            self._reset()
 
     @abstractmethod
     def counters(self) -> Counters:
         """Performance counters of the last list; undefined after an error."""
 
     def close(self) -> None:
-        """Release the device. Using it afterwards is an error."""
+        """Release the device, once what runs in another thread has ended. Using it afterwards is an error."""
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,22 +252,39 @@ class Device(ABC):
 
     @abstractmethod
     def _write(self, address: int, data: Bytes) -> None:
-        """Copy ``data`` to memory."""
+        """Copy contiguous ``data`` to memory."""
 
     @abstractmethod
     def _read(self, address: int, nbytes: int) -> Bytes:
         """A copy of memory."""
 
     @abstractmethod
-    def _run(self, program: int, commands: int, bases: tuple[int, ...], timeout: float) -> None:
-        """Run the list at address ``program`` with all base registers given."""
+    def _run(self, launch: Launch) -> None:
+        """Run a list; nothing runs when this is left."""
 
-    def _disassemble(self, program: int, index: int, commands: int) -> str:
-        """The command ``index`` of a list, for an error message."""
-        if index >= commands:
+    @abstractmethod
+    def _reset(self) -> None:
+        """Stop what runs and start anew."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Let everything go; called once."""
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """The device for one thread at a time, while it is open."""
+        with self._turn:
+            if self._closed:
+                raise InputError(f"device '{self.name}': must be open, but is closed; open it again")
+            yield
+
+    def _command(self, launch: Launch, index: int) -> str:
+        """The command ``index`` of a list, after what it is part of, for an error message."""
+        if index >= launch.commands:
             return "behind the last one"
-        line = disassemble(self._read(program + index * COMMAND_BYTES, COMMAND_BYTES).tobytes())
-        return " ".join(line.split()[1:])
+        line = disassemble(self._read(launch.program + index * COMMAND_BYTES, COMMAND_BYTES).tobytes())
+        part = launch.describe(index) if launch.describe else ""
+        return (f"{part}: " if part else "") + " ".join(line.split()[1:])
 
     def _check_range(self, buffer: Buffer, nbytes: int, offset: int) -> None:
         self._allocator.check(buffer)

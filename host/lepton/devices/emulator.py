@@ -4,17 +4,20 @@ What a list does to memory, which error stops it at which command, and the count
 those of the hardware; there is no clock.
 """
 
+import math
 import mmap
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from lepton.devices import kernels
-from lepton.devices.base import Bytes, Counters, Device
+from lepton.devices.base import Bytes, Counters, Device, Launch
 from lepton.devices.kernels import Column
-from lepton.errors import ConfigError, DeviceError
+from lepton.errors import ConfigError, DeviceError, DeviceState, DeviceTimeout
 from lepton_hw.checks import command_error, resolve
 from lepton_hw.commands import (
     COMMAND_BYTES,
@@ -34,6 +37,7 @@ from lepton_hw.commands import (
 )
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
+from lepton_hw.registers import State
 
 MEMORY_BASE = 0x1000_0000
 """Address of the first byte of memory: not zero, so that an address that lost its base is noticed."""
@@ -50,6 +54,12 @@ THREADS = os.cpu_count() or 1
 _SHARED_PRODUCTS = 1 << 20
 """A list with fewer products is done before another thread has woken up."""
 
+_ELEMENT_PRODUCTS = 32
+"""What an element of a vector operation costs at most."""
+
+_SLICE_PRODUCTS = 1 << 28
+"""Products, or so much work of other kinds, between two looks at the clock, in which Ctrl-C is not served."""
+
 _MAX_PLANS = 8192
 
 _ROW_WORDS = 1 << next(field.width for field in FIELDS[Opcode.VECTOR] if field.name == "words")
@@ -65,17 +75,31 @@ class _Stop(Exception):
         self.code = code
 
 
+class Expired(Exception):
+    """A list took too long. ``index`` is the command that would have been next."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
 class _Plan:
     """A decoded list: the steps until its end or its first error."""
 
-    def __init__(self, steps: list[list[int]], error: ErrorCode, index: int) -> None:
+    def __init__(self, config: HardwareConfig, steps: list[list[int]], error: ErrorCode, index: int) -> None:
         self.steps = np.array(steps, np.int64).reshape(len(steps), len(Column))
         self.error = error
         self.index = index
-        gemms = self.steps[self.steps[:, Column.OPCODE] == Opcode.GEMM]
-        products = gemms[:, [Column.ROWS, Column.WORDS, Column.BLOCKS]].prod(axis=1).sum()
-        self.products = int(products)
-        """Products of the GEMMs over R squared, contexts at their most."""
+        # In float64: a list that would take years must not overflow.
+        amounts = self.steps.astype(np.float64)
+        gemm = self.steps[:, Column.OPCODE] == Opcode.GEMM
+        products = gemm * amounts[:, [Column.ROWS, Column.WORDS, Column.BLOCKS]].prod(axis=1) * config.array_size**2
+        elements = amounts[:, [Column.OUTER, Column.INNER, Column.WORDS]].prod(axis=1) * config.lanes
+        self.shared = bool(products.sum() >= _SHARED_PRODUCTS)
+        """Whether other threads shall help."""
+        work = products + _ELEMENT_PRODUCTS * elements
+        starts = np.flatnonzero(np.diff((np.cumsum(work) - work) // _SLICE_PRODUCTS)) + 1
+        self.slices = list(pairwise(sorted({0, *map(int, starts), len(steps)})))
+        """First and last steps of the parts between two looks at the clock."""
 
 
 class Emulator:
@@ -110,10 +134,13 @@ class Emulator:
         self._plans: dict[tuple[int, tuple[int, ...]], tuple[bytes, _Plan]] = {}
         """Lists and their plans, by the address of the list and the bases."""
 
-    def execute(self, program: int, commands: int, bases: tuple[int, ...]) -> tuple[ErrorCode, int]:
+    def execute(
+        self, program: int, commands: int, bases: tuple[int, ...], deadline: float = math.inf
+    ) -> tuple[ErrorCode, int]:
         """Execute the list at address ``program``; the first error and the index of its command.
 
         The commands before the one in error have been executed, except when the list is not all in memory.
+        Raises :class:`Expired` if :func:`time.monotonic` is past ``deadline`` before all is done.
         """
         offset = program - self.memory_base
         inside = max(0, self.memory.size - offset) // COMMAND_BYTES if offset >= 0 else 0
@@ -128,12 +155,21 @@ class Emulator:
         shared = (self._contexts, *self._state, team)
         helpers = [
             self._threads.submit(kernels.help_execute, plan.steps, *shared)
-            for _ in range(THREADS - 1 if plan.products * self.config.array_size**2 >= _SHARED_PRODUCTS else 0)
+            for _ in range(THREADS - 1 if plan.shared else 0)
         ]
-        kernels.execute(plan.steps, data.view(np.uint16), self._scratch, *shared, outcome)
-        # All parts are done: who helps finds that out by itself, and who has not begun need not.
-        for helper in helpers:
-            helper.cancel()
+        halves = data.view(np.uint16)
+        try:
+            for begin, end in plan.slices:
+                if time.monotonic() >= deadline:
+                    raise Expired(int(plan.steps[begin, Column.INDEX]))
+                kernels.execute(plan.steps, begin, end, halves, self._scratch, *shared, outcome)
+                if outcome[kernels.CODE]:
+                    break
+        finally:
+            # All parts are done: who helps finds that out by itself, and who has not begun need not.
+            kernels.dismiss(team)
+            for helper in helpers:
+                helper.cancel()
         self.counters = Counters(
             array_busy=int(outcome[kernels.ARRAY_BUSY]),
             read_beats=int(outcome[kernels.READ_BEATS]) + data.size // self.config.beat_bytes,
@@ -177,7 +213,7 @@ class Emulator:
                     raise _Stop(error)
                 command = decode(encoded)
                 if isinstance(command, End):
-                    return _Plan(steps, ErrorCode.NONE, 0)
+                    return _Plan(self.config, steps, ErrorCode.NONE, 0)
                 _move(semaphores, command.wait, -1)
                 if isinstance(command, Gemm):
                     _move(semaphores, command.stream_wait, -1)
@@ -188,7 +224,7 @@ class Emulator:
             index = data.size // COMMAND_BYTES
             raise _Stop(ErrorCode.NO_END)
         except _Stop as stop:
-            return _Plan(steps, stop.code, index)
+            return _Plan(self.config, steps, stop.code, index)
 
     def _command_error(self, encoded: bytes, bases: tuple[int, ...]) -> ErrorCode:
         """The error of a command whatever the context; what depends on it is checked when the command is executed."""
@@ -243,9 +279,13 @@ class EmulatorDevice(Device):
         super().__init__("emulator", config, BUILD, memory_base, memory_bytes)
 
     def counters(self) -> Counters:
-        return self._emulator.counters
+        with self._use():
+            return self._emulator.counters
 
-    def close(self) -> None:
+    def _reset(self) -> None:
+        """Nothing to do: a list that was left does not go on."""
+
+    def _close(self) -> None:
         self._emulator.close()
 
     def _write(self, address: int, data: Bytes) -> None:
@@ -256,7 +296,12 @@ class EmulatorDevice(Device):
         offset = address - self._emulator.memory_base
         return self._emulator.memory[offset : offset + nbytes].copy()
 
-    def _run(self, program: int, commands: int, bases: tuple[int, ...], timeout: float) -> None:
-        code, index = self._emulator.execute(program, commands, bases)
+    def _run(self, launch: Launch) -> None:
+        deadline = time.monotonic() + launch.timeout
+        try:
+            code, index = self._emulator.execute(launch.program, launch.commands, launch.bases, deadline)
+        except Expired as late:
+            state = DeviceState(State(0), late.index, 0, 0, (0,) * SEMAPHORES)
+            raise DeviceTimeout(self.name, launch.timeout, state, self._command(launch, late.index)) from None
         if code:
-            raise DeviceError(self.name, code, index, self._disassemble(program, index, commands))
+            raise DeviceError(self.name, code, index, self._command(launch, index))

@@ -4,8 +4,8 @@ Functions on rows work in place and are written so that a compiler makes vector 
 """
 
 import numpy as np
-from numba import njit
 
+from lepton.devices.compiled import compiled
 from lepton_hw import functions
 from lepton_hw.commands import Combine, Function, Reduce
 
@@ -30,21 +30,21 @@ _EXP_LIMIT = functions.EXP_LIMIT
 _EXP_ROW, _RECIPROCAL_ROW, _RSQRT_ROW = functions.EXP_ROW, functions.RECIPROCAL_ROW, functions.RSQRT_ROW
 
 
-@njit("f4(f4)", cache=True, inline="always")
+@compiled("f4(f4)", inline="always")
 def flush(x):
     """Subnormals to zeros of their sign, NaN to the canonical one."""
     x = np.copysign(ZERO, x) if abs(x) < TINY else x
     return x if x == x else NAN
 
 
-@njit("f4(f4, f4)", cache=True, inline="always")
+@compiled("f4(f4, f4)", inline="always")
 def maximum(a, b):
     """:func:`lepton_hw.numerics.float_maximum` of flushed operands."""
     larger = a if a >= b else b
     return larger if a == a and b == b else NAN
 
 
-@njit("i8(i8, i8)", cache=True, inline="always")
+@compiled("i8(i8, i8)", inline="always")
 def _interpolate(row, fraction):
     segment = row + (fraction >> _OFFSET_BITS)
     d = fraction & ((1 << _OFFSET_BITS) - 1)
@@ -52,13 +52,13 @@ def _interpolate(row, fraction):
     return _TABLE[0, segment] + (slope * d >> _VALUE_SHIFT)
 
 
-@njit("i8(i8, i8)", cache=True, inline="always")
+@compiled("i8(i8, i8)", inline="always")
 def _pack(value, exponent):
     bits = (exponent << 23) + ((value - (1 << functions.C0_POINT) + 16) >> 5)
     return np.int64(0) if bits < 1 << 23 else min(bits, _INFINITY)
 
 
-@njit("i4(i4)", cache=True, inline="always")
+@compiled("i4(i4)", inline="always")
 def exponential_bits(bits):
     """:func:`lepton_hw.functions.exponential` on patterns."""
     negative = bits < 0
@@ -76,7 +76,7 @@ def exponential_bits(bits):
     return np.int32(_pack(_interpolate(_EXP_ROW, scaled & _FRACTION), (scaled >> 23) + 127))
 
 
-@njit("i4(i4)", cache=True, inline="always")
+@compiled("i4(i4)", inline="always")
 def reciprocal_bits(bits):
     """:func:`lepton_hw.functions.reciprocal` on patterns."""
     sign = np.int64(bits) & _SIGN
@@ -89,7 +89,7 @@ def reciprocal_bits(bits):
     return np.int32(sign | _pack(2 * _interpolate(_RECIPROCAL_ROW, fraction), 253 - exponent))
 
 
-@njit("i4(i4)", cache=True, inline="always")
+@compiled("i4(i4)", inline="always")
 def rsqrt_bits(bits):
     """:func:`lepton_hw.functions.rsqrt` on patterns."""
     exponent = np.int64(bits) >> 23 & 0xFF
@@ -105,7 +105,7 @@ def rsqrt_bits(bits):
     return np.int32(_pack(value, 126 + ((127 - exponent + odd) >> 1)))
 
 
-@njit("void(f4[::1], f4[::1], f4[::1], f4[::1], i8)", cache=True)
+@compiled("void(f4[::1], f4[::1], f4[::1], f4[::1], i8)")
 def combine_row(y, a, b, c, combine):
     """``y = combine(a * b, c)``; SELECT does not multiply."""
     if combine == Combine.ADD:
@@ -122,7 +122,7 @@ def combine_row(y, a, b, c, combine):
             y[k] = flush(b[k]) if flush(a[k]) >= 0 else flush(c[k])
 
 
-@njit("void(i4[::1], i8)", cache=True)
+@compiled("void(i4[::1], i8)")
 def apply_row(bits, function):
     """Apply a function to patterns."""
     if function == Function.EXPONENTIAL:
@@ -136,7 +136,7 @@ def apply_row(bits, function):
             bits[k] = rsqrt_bits(bits[k])
 
 
-@njit("f4(f4[::1])", cache=True)
+@compiled("f4(f4[::1])")
 def absmax(x):
     """The absmax: patterns are ordered like magnitudes, NaN above all."""
     bits, found = x.view(np.int32), np.int32(0)
@@ -145,7 +145,7 @@ def absmax(x):
     return flush(np.int32(found).view(np.float32))
 
 
-@njit("f4(f4[::1], f4[::1], i8)", cache=True)
+@compiled("f4(f4[::1], f4[::1], i8)")
 def reduce_row(x, spare, reduce):
     """Reduce flushed elements as :func:`lepton_hw.numerics.reduce_rows` does; both rows are used up."""
     if reduce == Reduce.ABSOLUTE:
@@ -166,7 +166,7 @@ def reduce_row(x, spare, reduce):
     return x[0]
 
 
-@njit("void(i8, i4[::1], i8, f4, f4[::1], i8, b1, f4[::1], i8)", cache=True)
+@compiled("void(i8, i4[::1], i8, f4, f4[::1], i8, b1, f4[::1], i8)")
 def scale_row(size, sums, first, eighth, parameters, scales, biased, y, target):
     """``size`` elements of ``y`` from ``target`` on, as :func:`lepton_hw.numerics.scale_output`.
 

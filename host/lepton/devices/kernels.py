@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from lepton.devices.compiled import compiled
 from lepton.devices.floats import ZERO, apply_row, combine_row, flush, reduce_row, scale_row
 from lepton.devices.floats import absmax as absmax_of
 from lepton.devices.tiles import ROWS, block_products
@@ -161,12 +162,12 @@ _atomic_add: Any = _atomic("add")
 _yield_processor: Any = intrinsic(_yield)
 
 
-@njit("void(i8[::1], i8, i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8, i8[::1])")
 def _fail(outcome, code, step):
     outcome[CODE], outcome[INDEX] = code, step[Column.INDEX]
 
 
-@njit("void(i8[::1], i8, i1[::1], f4[::1], i2[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8, i1[::1], f4[::1], i2[::1], f4[::1], i8[::1])")
 def _load(step, size, memory, floats, buffer, eighths, outcome):
     """Packed rows → ``buffer``, ``q << (MAX_SHIFT - shift)``, and row scales."""
     rows, words, source = step[Column.ROWS], step[Column.WORDS], step[Column.SOURCE]
@@ -190,19 +191,19 @@ def _load(step, size, memory, floats, buffer, eighths, outcome):
             source += length
 
 
-@njit("i8(i8[::1], i8[::1])", nogil=True, cache=True)
+@compiled("i8(i8[::1], i8[::1])")
 def _seen(step, contexts):
     """Tokens of the context behind the beginning of the chunk; less than zero if it begins behind them."""
     return contexts[step[Column.CONTEXT]] - step[Column.CHUNK] * ATTENTION_CHUNK
 
 
-@njit("i8(i8[::1], i8[::1], i8)", nogil=True, cache=True)
+@compiled("i8(i8[::1], i8[::1], i8)")
 def _held(step, contexts, size):
     """Blocks of R tokens that hold the chunk, at least one."""
     return max(1, -(-_seen(step, contexts) // size))
 
 
-@njit("i8(i8[::1], i8[::1], i8)", nogil=True, cache=True)
+@compiled("i8(i8[::1], i8[::1], i8)")
 def _row_words(step, contexts, size):
     """Words of a row."""
     if step[Column.FLAGS] & LengthFlag.LENGTH.value:
@@ -210,7 +211,7 @@ def _row_words(step, contexts, size):
     return step[Column.WORDS]
 
 
-@njit("UniTuple(i8, 4)(i8[::1], i8[::1], i8)", nogil=True, cache=True)
+@compiled("UniTuple(i8, 4)(i8[::1], i8[::1], i8)")
 def _gemm_shape(step, contexts, size):
     """Words, blocks, beats from one block to the next, and beats of parameters in each."""
     flags, words, blocks = step[Column.FLAGS], step[Column.WORDS], step[Column.BLOCKS]
@@ -225,10 +226,8 @@ def _gemm_shape(step, contexts, size):
     return words, blocks, stride, parameters
 
 
-@njit(
+@compiled(
     "void(i8[::1], i8[::1], i8, i1[::1], i8, i8, i8, f4[::1], i4[::1], i2[::1], f4[::1], f4[::1])",
-    nogil=True,
-    cache=True,
 )
 def _gemm_blocks(step, contexts, size, source, weights, begin, end, floats, integers, buffer, eighths, vectors):
     """The column blocks from ``begin`` to ``end``, with the stream at byte ``weights`` of ``source``."""
@@ -261,10 +260,8 @@ def _gemm_blocks(step, contexts, size, source, weights, begin, end, floats, inte
                 scale_row(size, sums, i * size, eighth, parameter, stream // 4, biased, y, at)
 
 
-@njit(
+@compiled(
     "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8)",
-    nogil=True,
-    cache=True,
 )
 def _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, part):
     """One of the parts of a GEMM."""
@@ -273,10 +270,8 @@ def _gemm_part(step, contexts, size, memory, floats, integers, buffer, eighths, 
     _gemm_blocks(step, contexts, size, memory, weights, begin, end, floats, integers, buffer, eighths, vectors)
 
 
-@njit(
+@compiled(
     "void(i8[::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], i8, i8[::1])",
-    nogil=True,
-    cache=True,
 )
 def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, number, outcome):
     words, blocks, stride, parameters = _gemm_shape(step, contexts, size)
@@ -312,13 +307,11 @@ def _gemm(step, contexts, size, memory, floats, integers, buffer, eighths, vecto
                 _yield_processor()
 
 
-@njit(
+@compiled(
     "void(i8[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1])",
-    nogil=True,
-    cache=True,
 )
 def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighths, vectors, team):
-    """Help the thread that executes these steps with their GEMMs, until it is done."""
+    """Help the thread that executes these steps with their GEMMs, until it dismisses the team."""
     spins, finished = 0, 0
     while True:
         ticket = _atomic_load(team, _TICKET)
@@ -342,7 +335,7 @@ def help_execute(steps, contexts, size, memory, floats, integers, buffer, eighth
             finished = number
 
 
-@njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])")
 def _fetch(step, contexts, size, memory, floats, vectors, outcome):
     words, source = _row_words(step, contexts, size), step[Column.SOURCE]
     if source < 0 or source + words * size > memory.size:
@@ -354,14 +347,14 @@ def _fetch(step, contexts, size, memory, floats, vectors, outcome):
         vectors[target : target + words * lanes] = floats[source // 4 : source // 4 + words * lanes]
 
 
-@njit("b1(i8[::1], i8, i8, i8, i8, i8, i8)", nogil=True, cache=True)
+@compiled("b1(i8[::1], i8, i8, i8, i8, i8, i8)")
 def _outside(step, start, outer, inner, words, stepped, limit):
     """Whether an operand leaves the vector memory."""
     last = start + (step[Column.OUTER] - 1) * outer + (step[Column.INNER] - 1) * inner
     return last + ((words - 1) if stepped else 0) >= limit
 
 
-@njit("f4[::1](f4[::1], i8, i8, b1, f4[::1])", nogil=True, cache=True)
+@compiled("f4[::1](f4[::1], i8, i8, b1, f4[::1])")
 def _operand(vectors, at, lanes, stepped, spare):
     """One row of an operand, as long as ``spare``; without steps its first word over and over, in ``spare``."""
     if stepped:
@@ -376,7 +369,7 @@ def _operand(vectors, at, lanes, stepped, spare):
     return spare
 
 
-@njit("void(i8[::1], i8[::1], i8, f4[::1], f4[:, ::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8[::1], i8, f4[::1], f4[:, ::1], i8[::1])")
 def _vector(step, contexts, size, vectors, scratch, outcome):
     flags, steps, reduce = step[Column.FLAGS], step[Column.STEP], step[Column.REDUCE]
     combine, function = step[Column.COMBINE], step[Column.FUNCTION]
@@ -443,18 +436,18 @@ def _vector(step, contexts, size, vectors, scratch, outcome):
                 vectors[at : at + lanes] = reduce_row(y, a_spare, reduce)
 
 
-@njit("f4(f4)", nogil=True, inline="always")
+@compiled("f4(f4)", inline="always")
 def _q(x):
     return min(max(np.rint(x), -Q_MAX), Q_MAX) if x == x else Q_MAX
 
 
-@njit("f4(f4)", nogil=True, inline="always")
+@compiled("f4(f4)", inline="always")
 def _scale(absmax):
     """NaN is not lost: it makes the scale NaN, if the int8 values are zero."""
     return ZERO if absmax < ROW_FLOOR else flush(absmax * SCALE_OF_ABSMAX)
 
 
-@njit("void(f4[::1], f4, f4, i2[::1])", nogil=True, cache=True)
+@compiled("void(f4[::1], f4, f4, i2[::1])")
 def _quantize_block(x, absmax, reciprocal_scale, mantissas):
     """A block of a row with this absmax and this reciprocal of its scale."""
     block_absmax = absmax_of(x)
@@ -466,7 +459,7 @@ def _quantize_block(x, absmax, reciprocal_scale, mantissas):
         mantissas[k] = np.int16(_q(flush(x[k]) * factor)) << (MAX_SHIFT - shift)
 
 
-@njit("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8[::1], i8, i2[::1], f4[::1], f4[::1], i8[::1])")
 def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
     words = _row_words(step, contexts, size)
     lanes = size // 4
@@ -503,7 +496,7 @@ def _quantize(step, contexts, size, buffer, eighths, vectors, outcome):
                 )
 
 
-@njit("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])")
 def _append(step, contexts, size, memory, floats, vectors, outcome):
     value = step[Column.FLAGS] & AppendFlag.VALUE.value != 0
     tokens, words = contexts[step[Column.CONTEXT]], step[Column.WORDS]
@@ -556,7 +549,7 @@ def _append(step, contexts, size, memory, floats, vectors, outcome):
                     memory[begin + (PARAMETER_BEATS + d) * size + position % size] = q
 
 
-@njit("void(i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], i8, i1[::1], f4[::1], f4[::1], i8[::1])")
 def _store(step, size, memory, floats, vectors, outcome):
     lanes = size // 4
     words, output = step[Column.WORDS], step[Column.OUTPUT]
@@ -576,7 +569,7 @@ def _store(step, size, memory, floats, vectors, outcome):
                 target += words * lanes
 
 
-@njit("void(i8[::1], u2[::1], i8[::1], i8[::1])", nogil=True, cache=True)
+@compiled("void(i8[::1], u2[::1], i8[::1], i8[::1])")
 def _context(step, halves, contexts, outcome):
     """``halves`` is the list as 16-bit words: these fields are read when they are needed."""
     at = step[Column.INDEX] * 32
@@ -584,20 +577,34 @@ def _context(step, halves, contexts, outcome):
         contexts[step[Column.FIRST] + k] = halves[at + 4 + k]
 
 
-@njit(
-    "void(i8[:, ::1], u2[::1], f4[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], i8[::1], "
-    "i8[::1])",
-    nogil=True,
-    cache=True,
+@compiled(
+    "void(i8[:, ::1], i8, i8, u2[::1], f4[:, ::1], i8[::1], i8, i1[::1], f4[::1], i4[::1], i2[::1], f4[::1], f4[::1], "
+    "i8[::1], i8[::1])",
 )
-def execute(steps, halves, scratch, contexts, size, memory, floats, integers, buffer, eighths, vectors, team, outcome):
-    """Execute a decoded list until its end or its first error.
+def execute(
+    steps,
+    begin,
+    end,
+    halves,
+    scratch,
+    contexts,
+    size,
+    memory,
+    floats,
+    integers,
+    buffer,
+    eighths,
+    vectors,
+    team,
+    outcome,
+):
+    """Execute the steps from ``begin`` to ``end`` of a decoded list, or until its first error.
 
     ``memory``, ``floats`` and ``integers`` are device memory in three views; ``buffer`` the activations, ``eighths``
     the row scale table, ``vectors`` the vector memory, ``scratch`` four rows of a VECTOR, ``size`` the array size.
-    ``team`` is zero at the start; other threads may call :func:`help_execute` with it.
+    ``team`` is zero at the start of a list; other threads may call :func:`help_execute` with it until :func:`dismiss`.
     """
-    for number in range(len(steps)):
+    for number in range(begin, end):
         step = steps[number]
         opcode = step[Column.OPCODE]
         if opcode == Opcode.GEMM:
@@ -618,4 +625,9 @@ def execute(steps, halves, scratch, contexts, size, memory, floats, integers, bu
             _context(step, halves, contexts, outcome)
         if outcome[CODE]:
             break
+
+
+@compiled("void(i8[::1])")
+def dismiss(team):
+    """Tell the threads that help with a list that it is over."""
     _atomic_store(team, _TICKET, _OVER)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lepton.devices.base import Launch
 from lepton.devices.registers import RegisterDevice
 from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.activity import Activity
@@ -48,10 +49,10 @@ class RtlDevice(RegisterDevice):
             )
         return self._core.activities()
 
-    def _run(self, program: int, commands: int, bases: tuple[int, ...], timeout: float) -> None:
-        self._list = (program, commands)
+    def _run(self, launch: Launch) -> None:
+        self._list = (launch.program, launch.commands)
         self._core.record(self._record)
-        super()._run(program, commands, bases, timeout)
+        super()._run(launch)
 
 
 def open_rtl(

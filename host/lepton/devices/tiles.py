@@ -12,6 +12,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lepton.devices.compiled import compiled
+
 ROWS = 8
 """Most rows of a tile of products: weights are widened once for so many rows."""
 
@@ -105,7 +107,7 @@ PRODUCTS = {size: _product(size) for size in (8, 16, 32, 64)}
 _product_8, _product_16, _product_32, _product_64 = PRODUCTS.values()
 
 
-@njit("void(i8, i2[::1], i8, i8, i8, i1[::1], i8, i8, i4[::1])", nogil=True, cache=True)
+@compiled("void(i8, i2[::1], i8, i8, i8, i1[::1], i8, i8, i4[::1])")
 def block_products(size, x, first, pitch, rows, weights, tile, length, sums):
     """``sums`` [rows, size] of up to :data:`ROWS` rows of ``x`` with the block whose tiles begin at ``tile``."""
     if size == 8:

@@ -1,6 +1,6 @@
 """Models: the registry of packaged ones, and how any source becomes a folder that transformers reads."""
 
-from lepton.models.cache import cache_folder
+from lepton.cache import cache_folder
 from lepton.models.registry import MODELS, RegisteredModel, get_model
 from lepton.models.store import SourceError, gguf_file, is_cached, resolve
 

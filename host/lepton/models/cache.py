@@ -1,17 +1,11 @@
 """Where fetched and converted models are kept."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-
-
-def cache_folder() -> Path:
-    """The cache folder: ``$LEPTON_CACHE``, or ``lepton`` in the platform's cache folder."""
-    return Path(os.environ.get("LEPTON_CACHE") or platformdirs.user_cache_dir("lepton"))
+from lepton.cache import cache_folder
 
 
 def cached(key: str, build: Callable[[Path], None], *, refresh: bool = False) -> Path:

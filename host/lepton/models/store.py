@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lepton.cache import cache_folder
 from lepton.errors import LeptonError
-from lepton.models.cache import cache_folder, cached
+from lepton.models.cache import cached
 from lepton.models.registry import RegisteredModel, get_model
 from lepton.progress import progress_bars
 

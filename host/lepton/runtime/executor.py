@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lepton.compiler.linear import LinearProgram, compile_linear
 from lepton.devices import DEVICES, open_device
-from lepton.devices.base import Buffer, Device
+from lepton.devices.base import Buffer, Device, check_timeout
 from lepton.errors import InputError
 from lepton_hw.config import BLOCK, HardwareConfig, get_config
 from lepton_hw.layout import Bytes, activation_bytes, output_bytes, pack_weights, unpack_output
@@ -353,8 +353,10 @@ def open_executor(
     ``config`` names the accelerator's build, ``memory_bytes`` is the size of its memory (None: the device's
     default), ``timeout`` the seconds that one launch may take.
 
-    Raises :class:`InputError` for an unknown device, :class:`ConfigError` for an unknown configuration.
+    Raises :class:`InputError` for an unknown device, a time-out or memory of no size, :class:`ConfigError` for an
+    unknown configuration.
     """
+    check_timeout(timeout)
     if device == ReferenceExecutor.name:
         return ReferenceExecutor(get_config(config))
     if device not in DEVICES:

@@ -2,8 +2,8 @@
 :func:`lepton_hw.numerics.quantize_rows` and :func:`lepton_hw.layout.pack_activations`."""
 
 import numpy as np
-from numba import njit
 
+from lepton.devices.compiled import compiled
 from lepton.devices.floats import reciprocal_bits
 from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
 from lepton_hw.layout import Bytes, activation_bytes, row_beats, words_of
@@ -13,7 +13,7 @@ _INFINITY_BITS = 0x7F800000
 _MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
 
 
-@njit("b1(f4[:, ::1], i1[::1], f4[::1], i8, i8)", cache=True)
+@compiled("b1(f4[:, ::1], i1[::1], f4[::1], i8, i8)")
 def _quantize_and_pack(x, packed, packed_floats, size, beats):
     """``x`` [M, K] → ``packed``, zero where there is padding. False if a value is not finite.
 
