@@ -14,12 +14,12 @@ from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_a
 
 from lepton_hw.config import HardwareConfig, get_config
 from lepton_hw.layout import PARAMETER_BEATS
-from lepton_rtl.memory_write import STORE_BEATS
-from lepton_rtl.vector import _KINDS, _ROOM, VectorUnit
-from lepton_rtl.vector_activations import _UNSEEN, ACTIVATION_QUEUE, ActivationWriter, activation_write_layout
-from lepton_rtl.vector_store import BeatMaker
-from lepton_rtl.vector_walk import A, B, C
-from lepton_rtl.vector_write import REDUCED_ROWS, WriteBack
+from lepton_rtl.memory.write import STORE_BEATS
+from lepton_rtl.vector.activations import _UNSEEN, ACTIVATION_QUEUE, ActivationWriter, activation_write_layout
+from lepton_rtl.vector.store import BeatMaker
+from lepton_rtl.vector.unit import _KINDS, _ROOM, VectorUnit
+from lepton_rtl.vector.walk import A, B, C
+from lepton_rtl.vector.write_back import REDUCED_ROWS, WriteBack
 
 CONFIG = get_config("nano")
 
@@ -213,7 +213,7 @@ UNITS: dict[type, Unit] = {
     VectorUnit: Unit(
         bench_vector,
         depth=6,
-        changes={"from .memory_write import STORE_BEATS": "STORE_BEATS = 20", "_ROOM = 64": "_ROOM = 16"},
+        changes={"from ..memory.write import STORE_BEATS": "STORE_BEATS = 20", "_ROOM = 64": "_ROOM = 16"},
         sizes={"depth": 20, "reserve": 16},
     ),
 }
