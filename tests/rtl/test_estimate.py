@@ -26,7 +26,7 @@ from lepton_rtl.arithmetic.float32 import FloatCombine
 from lepton_rtl.array.accumulator import RESULT_LATENCY, Accumulator
 from lepton_rtl.array.output import ScaleLane
 from lepton_rtl.array.systolic import MAX_CHAIN_ROWS, SystolicArray
-from lepton_rtl.top.core import QUIET_CYCLES
+from lepton_rtl.top.completion import QUIET_CYCLES
 from lepton_rtl.vector.lane import VectorLane
 from lepton_rtl.vector.operands import OperandFetch
 from lepton_rtl.vector.quantizer import Quantizer
