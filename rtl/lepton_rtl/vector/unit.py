@@ -1,31 +1,25 @@
 """The vector unit: float32 on rows of the vector memory, and what leaves it for the array and the caches."""
 
-from typing import NamedTuple
-
 import numpy as np
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
-from numpy.typing import NDArray
 
 from lepton_hw.commands import (
     FIELDS,
     Append,
     AppendFlag,
     Combine,
-    Command,
     Function,
     Opcode,
     Quantize,
-    Reduce,
     Step,
     Store,
     Vector,
     VectorFlag,
 )
-from lepton_hw.config import BLOCK, HardwareConfig
+from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
-from lepton_hw.layout import PARAMETER_BEATS, key_block_beats, value_beat
 from lepton_hw.numerics import F32, SCALE_OF_ABSMAX
 
 from ..array.output import NEGATIVE_ZERO
@@ -40,126 +34,15 @@ from ..control.jobs import (
     vector_layout,
 )
 from ..control.semaphores import WAIT_LAYOUT
-from ..memory.write import STORE_BEATS
 from .activations import ActivationWriter, activation_write_layout
+from .issue import KIND_LAYOUT, IssueControl
 from .lane import VectorLane
+from .model import JobModel, VectorResults
 from .operands import OperandFetch
 from .quantizer import Quantizer
-from .reducer import RowReducer
 from .store import BeatMaker, TransferMaker
 from .walk import SLOTS, A, B, C, RowSequencer
 from .write_back import WriteBack
-
-_ROOM = 64
-"""Free beats of the store buffer without which nothing is issued: they are counted some cycles late."""
-
-
-class VectorResults(NamedTuple):
-    """What a job leaves."""
-
-    vectors: F32
-    """The vector memory [words, L]."""
-    activations: list[tuple[int, list[int], list[int]]]
-    """Writes of the activation buffer in order: address, int8 values, shifts."""
-    scales: list[tuple[int, int]]
-    """Writes of the row scale table in order: row, pattern."""
-    memory: dict[int, int]
-    """Bytes written to memory."""
-
-
-class _Model:
-    """A job row by row, on a vector memory [words, L] that it changes."""
-
-    def __init__(self, config: HardwareConfig, command: Command, vectors: F32, words: int, tokens: int) -> None:
-        self._config = config
-        self._command = command
-        self._words = words
-        self._tokens = tokens
-        self.vectors = vectors
-
-    def rows(self, name: str, i: int, j: int, *, stepped: bool = True) -> NDArray[np.intp]:
-        """The words of one row of an operand."""
-        start, outer, inner = (getattr(self._command, f"{name}_{part}") for part in ("start", "outer", "inner"))
-        return start + i * outer + j * inner + np.arange(self._words) * stepped
-
-    def compute(self, i: int, j: int) -> None:
-        """A row of VECTOR."""
-        command, flags = self._command, self._command.flags
-
-        def operand(name: str, step: Step) -> F32:
-            return self.vectors[self.rows(name, i, j, stepped=bool(command.step & step))].ravel()
-
-        def number(bits: int) -> F32:
-            return np.full(a.size, bits, np.uint32).view(np.float32)
-
-        a = operand("a", Step.A)
-        if flags & VectorFlag.SQUARE:
-            b = a
-        else:
-            b = number(command.b_value) if flags & VectorFlag.B_VALUE else operand("b", Step.B)
-        c = number(command.c_value) if flags & VectorFlag.C_VALUE else operand("c", Step.C)
-        y = VectorLane.model(a, b, c, Combine(command.combine), Function(command.function))
-        inside = np.ones(y.size, bool)
-        if flags & VectorFlag.MASK:
-            limit = self._tokens - command.offset + i if flags & VectorFlag.CAUSAL else self._tokens
-            lower = max(0, limit - command.window) if command.window else 0
-            element = np.arange(y.size)
-            inside = (lower <= element) & (element < limit)
-        if flags & VectorFlag.WRITE:
-            self.vectors[self.rows("target", i, j)] = np.where(inside, y, np.float32(0)).reshape(self._words, -1)
-        if command.reduce:
-            neutral = np.float32(-np.inf if command.reduce == Reduce.MAXIMUM else 0)
-            self.vectors[command.reduced + i * command.inner + j] = RowReducer.model(
-                np.where(inside, y, neutral)[None], Reduce(command.reduce)
-            )[0]
-
-    def quantized(self, i: int, j: int) -> tuple[NDArray, NDArray, F32]:
-        """Mantissas, shifts and scale of a row."""
-        command = self._command
-        row = i * command.inner + j
-        q, shift, scale = Quantizer.model(
-            self.vectors[self.rows("a", i, j)].reshape(1, -1),
-            self.vectors[command.absmax + row, :1],
-            self.vectors[command.reciprocal_scale + row, :1],
-            shifted=command.opcode == Opcode.QUANTIZE,
-        )
-        return q[0], shift[0], scale
-
-    def quantize(self, i: int, j: int, results: VectorResults) -> None:
-        """A row of QUANTIZE."""
-        command, config = self._command, self._config
-        row = i * command.inner + j
-        q, shift, scale = self.quantized(i, j)
-        for word, values in enumerate(q.reshape(-1, config.array_size)):
-            first = word * config.array_size // BLOCK
-            shifts = shift[first : first + config.blocks_per_word].tolist()
-            results.activations.append((command.activation + row * command.pitch + word, values.tolist(), shifts))
-        results.scales.append((command.row + row, int((scale * np.float32(0.125)).view(np.uint32)[0])))
-
-    def append(self, i: int, j: int, results: VectorResults, first: int, second: int) -> None:
-        """A row of APPEND."""
-        command, config = self._command, self._config
-        size = config.beat_bytes
-        q, _, scale = self.quantized(i, j)
-        position = self._tokens - command.offset + i
-        dimension = np.arange(q.size)
-        begin = first + j * command.head_stride * size
-        if command.flags == AppendFlag.VALUE:
-            scale_at = second + j * command.scale_stride * size + 4 * position
-            at = (value_beat(position) + dimension // size * command.stride) * size + dimension % size
-        else:
-            block = position // size * key_block_beats(q.size) * size
-            scale_at = begin + block + 4 * (position % size)
-            at = block + (PARAMETER_BEATS + dimension) * size + position % size
-        values = q.view(np.uint8).tolist()
-        space = 1 << config.address_bits
-        results.memory.update(zip(((begin + at) % space).tolist(), values, strict=True))
-        results.memory.update(enumerate(scale.view(np.uint8).tolist(), scale_at % space))
-
-    def store(self, i: int, j: int, results: VectorResults, first: int) -> None:
-        """A row of STORE."""
-        row = self.vectors[self.rows("a", i, j)].view(np.uint8).ravel()
-        results.memory.update(enumerate(row.tolist(), first + (i * self._command.inner + j) * row.size))
 
 
 def _field(command: Value, opcode: Opcode, name: str) -> Value:
@@ -169,10 +52,6 @@ def _field(command: Value, opcode: Opcode, name: str) -> Value:
 
 def _flag(flags: Value, value: VectorFlag | Step) -> Value:
     return flags[value.bit_length() - 1]
-
-
-_KINDS = data.StructLayout({"vector": 1, "quantize": 1, "key": 1, "value": 1, "store": 1})
-"""What a job is; APPEND is two of them."""
 
 
 class VectorUnit(wiring.Component):
@@ -244,7 +123,7 @@ class VectorUnit(wiring.Component):
         second: int = 0,
     ) -> VectorResults:
         """What a job makes of the vector memory [words, L], with what the dispatcher has resolved of its command."""
-        model = _Model(config, command, vectors.copy(), words, tokens)
+        model = JobModel(config, command, vectors.copy(), words, tokens)
         results = VectorResults(model.vectors, [], [], {})
         for i in range(command.outer):
             for j in range(command.inner):
@@ -263,7 +142,7 @@ class VectorUnit(wiring.Component):
         m = Module()
         config = self._config
         job = Signal(vector_layout(config), reset_less=True)
-        kind = Signal(_KINDS)
+        kind = Signal(KIND_LAYOUT)
         quantizes = Signal()
         decode, load = Signal(), Signal()
         failed, settled = Signal(), Signal()
@@ -290,6 +169,7 @@ class VectorUnit(wiring.Component):
             ]
 
         m.submodules.sequencer = sequencer = RowSequencer()
+        m.submodules.issue = issue = IssueControl(config)
         m.submodules.operands = operands = OperandFetch(config)
         m.submodules.write_back = write_back = WriteBack(config)
         m.submodules.quantizer = quantizer = Quantizer(config)
@@ -382,7 +262,6 @@ class VectorUnit(wiring.Component):
         tail = Cat((rest == 0) | (word < rest) for word in range(config.vector_width))
         tail = delay(m, tail, 1, "tail")
         tail_count = delay(m, Mux(narrow, 1, Mux(rest == 0, config.vector_width, rest)), 1, "tail_count")
-        may_start, may_issue = Signal(), Signal()
         m.d.comb += [
             sequencer.load.eq(load),
             sequencer.outer.eq(vector("outer")),
@@ -390,8 +269,8 @@ class VectorUnit(wiring.Component):
             sequencer.steps.eq(steps_of_row),
             sequencer.first_slots.eq(reads),
             sequencer.next_slots.eq(steps),
-            sequencer.start.eq(may_start),
-            sequencer.enable.eq(may_issue),
+            sequencer.start.eq(write_back.room & transfers.ready),
+            sequencer.enable.eq(issue.may_issue),
             operands.load.eq(load),
             operands.quantizes.eq(quantizes),
             operands.square.eq(constants["square"]),
@@ -417,42 +296,18 @@ class VectorUnit(wiring.Component):
                 operands.operands[slot].inner.eq(vector(f"{name}_inner")),
             ]
 
-        # What may go on. Everything is counted when it is issued; what follows is never held.
-        is_absmax = quantizes & sequencer.issue & sequencer.slot[B]
-        number = Signal(range(config.array_size // config.vector_lanes))
-        group = sequencer.word & (number == 0)
-        with m.If(sequencer.word):
-            m.d.sync += number.eq(Mux(sequencer.row_end, 0, number + 1))
-        stores = kind.key | kind.value | kind.store
-        cost = Signal(range(max(PARAMETER_BEATS, config.lanes) + 1))
-        room = Signal(range(STORE_BEATS + 1), init=STORE_BEATS)
-        has_room = Signal()
-        m.d.sync += [
-            cost.eq(0),
-            room.eq(room + self.stored - cost),
-            has_room.eq(~stores | (room >= _ROOM)),
+        m.d.comb += [
+            issue.kind.eq(kind),
+            issue.quantizes.eq(quantizes),
+            issue.issue.eq(sequencer.issue),
+            issue.slot.eq(sequencer.slot),
+            issue.word.eq(sequencer.word),
+            issue.row_end.eq(sequencer.row_end),
+            issue.activation_room.eq(activations.room),
+            issue.stored.eq(self.stored),
+            issue.pause.eq(self.pause),
+            issue.failed.eq(failed),
         ]
-        # The beats of a key's words and scales leave one by one, so as many cycles pass before the next ones.
-        pace = Signal(range(max(PARAMETER_BEATS, config.lanes)))
-        with m.If(pace.any()):
-            m.d.sync += pace.eq(pace - 1)
-        with m.If(is_absmax):
-            with m.If(kind.key):
-                m.d.sync += [cost.eq(PARAMETER_BEATS), pace.eq(PARAMETER_BEATS - 1)]
-            with m.If(kind.value):
-                m.d.sync += cost.eq(1)
-        with m.If(sequencer.word):
-            with m.If(kind.key):
-                m.d.sync += [cost.eq(config.lanes), pace.eq(config.lanes - 1)]
-            with m.If(kind.store | (kind.value & group)):
-                m.d.sync += cost.eq(1)
-        # Known a cycle ahead, as the decision has a long way to go.
-        paced = kind.key & (sequencer.word | is_absmax)
-        holed = kind.vector & sequencer.issue & self.pause
-        m.d.sync += may_issue.eq(
-            has_room & (activations.room | ~kind.quantize) & ~paced & ~(pace > 1) & ~holed & ~failed
-        )
-        m.d.comb += may_start.eq(write_back.room & transfers.ready)
 
         # Through the lanes, and beside them.
         item_layout = data.StructLayout({"word": 1, "row_end": 1, "last_inner": 1, "absmax": 1})
@@ -461,7 +316,7 @@ class VectorUnit(wiring.Component):
             issued.word.eq(sequencer.word),
             issued.row_end.eq(sequencer.row_end),
             issued.last_inner.eq(sequencer.last_inner),
-            issued.absmax.eq(is_absmax),
+            issued.absmax.eq(issue.absmax),
         ]
         entered = delay(m, issued, OperandFetch.latency, "entered", reset_less=False)
         left_early = delay(m, entered, VectorLane.latency - WriteBack.early, "left_early", reset_less=False)
@@ -511,7 +366,7 @@ class VectorUnit(wiring.Component):
             activations.activation.eq(quantize("activation")),
             activations.pitch.eq(quantize("pitch")),
             activations.row.eq(quantize("row")),
-            activations.take.eq(group),
+            activations.take.eq(issue.group),
             activations.y.eq(quantizer.y),
             activations.shift.eq(quantizer.shift),
             activations.y_valid.eq(quantizer.y_valid),
@@ -521,6 +376,7 @@ class VectorUnit(wiring.Component):
         ]
 
         # To memory.
+        stores = kind.key | kind.value | kind.store
         m.d.comb += [
             transfers.load.eq(load & stores),
             transfers.key.eq(kind.key),
