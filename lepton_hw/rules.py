@@ -214,9 +214,9 @@ class UnusedTokens:
 
 Rule = Positive | OnlyBits | Multiple | AtMost | Needs | Excludes | Aligned | UnusedTokens
 
-_NO_BITS = GemmFlag.NONE
+_NO_BITS = LengthFlag.NONE
 _NO_HEADER = (OnlyBits("flags", _NO_BITS), OnlyBits("wait", _NO_BITS), OnlyBits("signal", _NO_BITS))
-_LENGTH = (OnlyBits("flags", ~LengthFlag.NONE), AtMost("context", CONTEXTS - 1))
+_LENGTH = (OnlyBits("flags", LengthFlag.LENGTH), AtMost("context", CONTEXTS - 1))
 _ROWS = (Positive("outer"), Positive("inner"), Positive("words"))
 
 RULES: dict[Opcode, tuple[Rule, ...]] = {

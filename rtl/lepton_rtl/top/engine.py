@@ -14,8 +14,9 @@ from ..array.output import OutputStage
 from ..array.sequencer import Sequencer
 from ..array.systolic import SystolicArray
 from ..common.queue import BufferQueue, Queue
-from ..control.dispatcher import FETCH_BEATS, FETCH_BURST_BEATS, Dispatcher
+from ..control.dispatcher import FETCH_BURST_BEATS, Dispatcher
 from ..control.jobs import ACTIVITY_LAYOUT, ERROR_LAYOUT, INDEX_BITS
+from ..control.reader import FETCH_BEATS
 from ..control.register_file import EVENT_LAYOUT, STATUS_LAYOUT
 from ..control.semaphores import Semaphores
 from ..memory.read import BurstSplitter, ReadPort, burst_layout, window_layout
