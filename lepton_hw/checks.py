@@ -1,41 +1,26 @@
-"""What makes a command valid for a build: the rules that emulator and hardware both enforce."""
+"""What a command is on a build: whether it is valid, and what is resolved of it; for emulator and hardware alike."""
 
 from collections.abc import Sequence
 
 from .commands import (
     CONTEXTS,
-    Address,
-    Append,
-    AppendFlag,
-    Combine,
     Command,
-    Context,
     Fetch,
-    Function,
     Gemm,
     GemmFlag,
     LengthFlag,
-    Load,
     Opcode,
     Quantize,
-    Reduce,
-    Step,
-    Store,
     Vector,
-    VectorFlag,
     check,
     decode,
 )
 from .config import ATTENTION_CHUNK, HardwareConfig
 from .errors import CommandError, ErrorCode
 from .layout import PARAMETER_BEATS, words_of
+from .rules import RULES, Case, resolve
 
-_FORMATS = (GemmFlag.NONE, GemmFlag.FLOAT, GemmFlag.FLOAT | GemmFlag.BIAS)
-
-
-def resolve(config: HardwareConfig, address: Address, bases: Sequence[int]) -> int:
-    """The memory address ``bases[base] + offset``, modulo the address width."""
-    return (bases[address.base] + address.offset) % (1 << config.address_bits)
+__all__ = ["command_error", "gemm_counts", "resolve", "row_words", "tokens_seen"]
 
 
 def tokens_seen(command: Command, tokens: int) -> int:
@@ -77,101 +62,5 @@ def command_error(
         command = decode(data)
     except CommandError:
         return ErrorCode.FIELD
-    return ErrorCode.NONE if _fields_valid(config, command, bases, contexts) else ErrorCode.FIELD
-
-
-def _fields_valid(config: HardwareConfig, command: Command, bases: Sequence[int], contexts: Sequence[int]) -> bool:
-    def aligned(*addresses: Address) -> bool:
-        return all(resolve(config, address, bases) % config.beat_bytes == 0 for address in addresses)
-
-    match command:
-        case Load():
-            return (
-                command.flags == 0
-                and command.rows >= 1
-                and 1 <= command.words <= config.max_words
-                and command.activation + command.rows * command.words <= config.activation_words
-                and command.row + command.rows <= config.scale_rows
-                and aligned(command.source)
-            )
-        case Gemm():
-            return _gemm_valid(config, command) and aligned(command.weights, command.output)
-        case Fetch():
-            return (
-                command.flags in (LengthFlag.NONE, LengthFlag.LENGTH)
-                and command.context < CONTEXTS
-                and command.words >= 1
-                and command.target + command.words <= config.vector_words
-                and aligned(command.source)
-            )
-        case Vector():
-            return (
-                command.flags < 2 * VectorFlag.LENGTH
-                and not (command.flags & VectorFlag.SQUARE and command.flags & VectorFlag.B_VALUE)
-                and command.outer >= 1
-                and command.inner >= 1
-                and command.context < CONTEXTS
-                and command.words >= 1
-                and command.step < 2 * Step.C
-                and command.combine <= max(Combine)
-                and command.function <= max(Function)
-                and command.reduce <= max(Reduce)
-                and (not command.flags & VectorFlag.CAUSAL or command.offset <= contexts[command.context])
-            )
-        case Quantize():
-            return (
-                command.flags in (LengthFlag.NONE, LengthFlag.LENGTH)
-                and command.outer >= 1
-                and command.inner >= 1
-                and command.context < CONTEXTS
-                and command.words >= 1
-                and command.words % PARAMETER_BEATS == 0
-            )
-        case Append():
-            return (
-                command.flags in (AppendFlag.KEY, AppendFlag.VALUE)
-                and command.outer >= 1
-                and command.inner >= 1
-                and command.words >= 1
-                and command.words % PARAMETER_BEATS == 0
-                and command.context < CONTEXTS
-                and command.offset <= contexts[command.context]
-                and aligned(command.cache, command.scales)
-            )
-        case Store():
-            return (
-                command.flags == 0
-                and command.outer >= 1
-                and command.inner >= 1
-                and command.words >= 1
-                and aligned(command.output)
-            )
-        case Context():
-            return (
-                command.flags == command.wait == command.signal == 0 and command.first + len(command.tokens) <= CONTEXTS
-            )
-        case _:
-            return command.flags == command.wait == command.signal == 0
-
-
-def _gemm_valid(config: HardwareConfig, command: Gemm) -> bool:
-    rows = bool(command.flags & GemmFlag.ROWS)
-    pitch = command.pitch or command.words
-    return (
-        command.flags < 2 * GemmFlag.WORDS
-        and command.context < CONTEXTS
-        and command.flags & 3 in _FORMATS
-        and (not rows or bool(command.flags & GemmFlag.FLOAT))
-        and 1 <= command.rows <= config.accumulator_rows
-        and 1 <= command.words <= config.max_words
-        and command.blocks >= 1
-        and pitch >= command.words
-        and command.activation + command.rows * pitch <= config.activation_words
-        and command.row + command.rows <= config.scale_rows
-        and (not rows or _target_fits(config, command))
-    )
-
-
-def _target_fits(config: HardwareConfig, command: Gemm) -> bool:
-    last = command.target + (command.rows - 1) * command.target_pitch
-    return last + PARAMETER_BEATS * command.blocks <= config.vector_words
+    case = Case(config, command, bases, contexts)
+    return ErrorCode.NONE if all(rule.holds(case) for rule in RULES[command.opcode]) else ErrorCode.FIELD

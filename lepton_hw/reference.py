@@ -27,6 +27,7 @@ from .commands import (
 from .config import CONFIG_WORD, CONFIGS, HardwareConfig
 from .errors import ErrorCode
 from .registers import COUNTER_BITS, COUNTERS, REGISTERS, Control, Register, State
+from .rules import RULES
 
 
 def _markdown(text: str) -> str:
@@ -90,61 +91,48 @@ def _field_table(table: Iterable[Field]) -> str:
 
 
 _ROWS_NOTE = """\
-- `outer`, `inner` and `words` are at least 1.
 - Row (i, j) of an operand begins at word `start + i * outer + j * inner` of its own strides. A row that leaves the
   vector memory, or that of its results, is met when it is reached, with the error `RANGE`."""
 
-_CONTEXT_NOTE = """\
-- `context` is below 64. With `LENGTH` the words of a row are `4 * ceil(seen / R)`, but at least 4 and at most `words`;
-  `seen` is the tokens of the context register less `chunk * 512`."""
+_LENGTH_NOTE = """\
+- With `LENGTH` the words of a row are `4 * ceil(seen / R)`, but at least 4 and at most `words`; `seen` is the tokens of
+  the context register less `chunk * 512`."""
 
 _NOTES = {
     Opcode.LOAD: """\
-- `flags` is zero; `source` is beat-aligned.
-- `rows` is at least 1, `words` 1 to `max_words`.
-- The words `activation` to `activation + rows * words` lie inside the activation buffer, the entries `row` to
-  `row + rows` inside the row scale table.""",
+- The words `activation` to `activation + rows * words` of the activation buffer and the entries `row` to `row + rows`
+  of the row scale table are written.""",
     Opcode.GEMM: """\
-- `flags` has BIAS and ROWS only with FLOAT; `weights` and `output` are beat-aligned.
-- `rows` is 1 to `accumulator_rows`, `words` 1 to `max_words`, `blocks` at least 1, `context` below 64.
 - With `BLOCKS` or `WORDS` the number is `ceil(seen / R)`, but at least 1 and at most `blocks` or `words`; `seen` is the
   tokens of the context register less `chunk * 512`.
-- `pitch` is 0 or at least `words`. The words `activation` to `activation + rows * pitch` lie inside the activation
-  buffer, the row scales inside their table, as for LOAD.
-- With `ROWS` the words `target` to `target + (rows - 1) * target_pitch + 4 * blocks` lie inside the vector memory.
 - With a `stride` each block's stream is a transfer of its own, otherwise all are one.
 - `wait` gates the reading of the activations, `stream_wait` the reading of the weights, which otherwise runs ahead.""",
     Opcode.FETCH: f"""\
-- `flags` is 0 or `LENGTH`; `source` is beat-aligned; `words` is at least 1.
-- The words `target` to `target + words` lie inside the vector memory.
-{_CONTEXT_NOTE}
+{_LENGTH_NOTE}
 - It is one of the load unit's commands, with LOAD.""",
     Opcode.VECTOR: f"""\
 {_ROWS_NOTE}
-{_CONTEXT_NOTE}
-- `SQUARE` and `B_VALUE` exclude each other. With `CAUSAL`, `offset` is at most the tokens of the context.
+{_LENGTH_NOTE}
 - The bits of `step` are operands that go to the next word with every word (1 `a`, 2 `b`, 4 `c`); the others stay at a
   row's first word.""",
     Opcode.QUANTIZE: f"""\
-- `flags` is 0 or `LENGTH`; `words` is a multiple of 4.
 {_ROWS_NOTE}
-{_CONTEXT_NOTE}
+{_LENGTH_NOTE}
 - `absmax` and `reciprocal_scale` are as VECTOR reduces and `RECIPROCAL` computes them: the absmax of a row, and the
   reciprocal of `absmax * (1 / 127)`.""",
     Opcode.APPEND: f"""\
-- `flags` is `KEY` or `VALUE`; `words` is a multiple of 4; `cache` and `scales` are beat-aligned.
 {_ROWS_NOTE}
-- `context` is below 64; `offset` is at most the tokens of its register.
 - `absmax` and `reciprocal_scale` are as for QUANTIZE.""",
-    Opcode.STORE: f"""\
-- `flags` is zero; `output` is beat-aligned.
-{_ROWS_NOTE}""",
-    Opcode.CONTEXT: """\
-- `flags`, `wait` and `signal` are zero; `count` is 1 to 24, `first + count` at most 64.
-- What is beyond `count` is zero.
-- All registers are zero when a list begins.""",
+    Opcode.STORE: _ROWS_NOTE,
+    Opcode.CONTEXT: "- All registers are zero when a list begins.",
 }
-"""What :mod:`lepton_hw.checks` demands of each command, in words."""
+"""What there is to know of each command beside its rules."""
+
+
+def _rules(opcode: Opcode) -> str:
+    texts = (str(rule) for rule in RULES[opcode])
+    return "\n".join(f"- {text[0].upper()}{text[1:]}." for text in texts)
+
 
 _ENUMS: dict[Opcode, tuple[tuple[str, type[Enum]], ...]] = {
     Opcode.GEMM: (("Flags", GemmFlag),),
@@ -168,6 +156,7 @@ def _command(opcode: Opcode) -> str:
     parts.append("**Format.**\n\n" + _field_table(own) if own else "**Format.** The header only.")
     for title, enum in _ENUMS.get(opcode, ()):
         parts.append(f"{title}:\n\n{_enum_table(enum)}")
+    parts.append(f"**Rules.**\n\n{_rules(opcode)}")
     if opcode in _NOTES:
         parts.append(f"**Notes.**\n\n{_NOTES[opcode]}")
     return "\n\n".join(parts)
@@ -201,7 +190,7 @@ def page() -> str:
         + _register_table(COUNTERS.values()),
         "## Errors\n\nThe first error of a list, in `ERROR`; `ERROR_COMMAND` holds the index of its command.\n\n"
         + _enum_table(ErrorCode),
-        f"## Commands\n\n{_markdown(commands.__doc__ or '')}\n\nA command that breaks one of its notes is refused with "
+        f"## Commands\n\n{_markdown(commands.__doc__ or '')}\n\nA command that breaks one of its rules is refused with "
         "the error `FIELD`.",
         "### Header\n\nEvery command begins with these fields and ends with the check word. Bits outside the fields "
         "are zero.\n\n" + _field_table((*HEADER, CHECK_FIELD)),

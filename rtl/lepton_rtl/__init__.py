@@ -1,1 +1,1 @@
-"""The accelerator in Amaranth. One module per unit; :mod:`lepton_rtl.core` joins them."""
+"""The accelerator in Amaranth. A room per part, a module per unit; :mod:`lepton_rtl.top.core` joins them."""

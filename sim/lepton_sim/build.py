@@ -145,7 +145,7 @@ def verilog(config: HardwareConfig) -> Path:
     key = _digest(repr(config).encode(), versions.encode(), *(file.read_bytes() for file in sources))
 
     def make(folder: Path) -> None:
-        from lepton_rtl.generate import generate
+        from lepton_rtl.tools.generate import generate
 
         generate(config, folder)
 

@@ -25,6 +25,6 @@ def test_host_needs_neither_hardware_description_nor_simulation() -> None:
 
 
 def test_hardware_does_not_need_the_host() -> None:
-    loaded = modules_after("import lepton_rtl.core")
+    loaded = modules_after("import lepton_rtl.top.core")
     assert "amaranth" in loaded
     assert not loaded & {"torch", "transformers", "lepton", "lepton_sim"}

@@ -30,7 +30,7 @@ from amaranth.hdl._ir import PortDirection
 from amaranth.lib import data, wiring
 from bitwuzla import Bitwuzla, Kind, Option, Options, Result, Sort, Term, TermManager
 
-from lepton_rtl.synthesis import _run_tool
+from lepton_rtl.tools.synthesis import _run_tool
 
 TOP = "bench"
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from bitwuzla import Kind, RoundingMode, Term, TermManager
 
-from lepton_rtl.float32 import NAN
-from lepton_rtl.product import CUT
+from lepton_rtl.arithmetic.float32 import NAN
+from lepton_rtl.arithmetic.product import CUT
 
 EXPONENT, SIGNIFICAND = 8, 24
 

@@ -12,8 +12,8 @@ from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_
 
 from lepton_hw.config import MAX_REDUCTION
 from lepton_hw.numerics import MAX_SHIFT
-from lepton_rtl.accumulator import ACCUMULATOR_BITS, RESULT_LATENCY, Accumulator
-from lepton_rtl.chain import sum_bits
+from lepton_rtl.array.accumulator import ACCUMULATOR_BITS, RESULT_LATENCY, Accumulator
+from lepton_rtl.array.chain import sum_bits
 
 DEPTH = 16
 """Rows of both memories here: they do not know each other."""

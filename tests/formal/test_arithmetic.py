@@ -17,9 +17,9 @@ from prover import Bench, Design, Refuted, changed, prove_flow
 from terms import EXPONENT, PRODUCT_REGISTERS, SIGNIFICAND, Formula, Terms
 
 from lepton_hw.commands import Combine, Function
-from lepton_rtl.float32 import NAN, NEGATIVE_INFINITY, FloatAdd, FloatCombine, FloatMultiply, IntToFloat
-from lepton_rtl.lane import VectorLane
-from lepton_rtl.quantizer import Rounder
+from lepton_rtl.arithmetic.float32 import NAN, NEGATIVE_INFINITY, FloatAdd, FloatCombine, FloatMultiply, IntToFloat
+from lepton_rtl.vector.lane import VectorLane
+from lepton_rtl.vector.quantizer import Rounder
 
 LANE_PRODUCT = "unit.multiply.packed_0"
 """The register with the product of a lane, :attr:`FloatMultiply.latency` cycles after the operands."""

@@ -8,8 +8,8 @@ from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_
 
 from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES
 from lepton_hw.config import get_config
-from lepton_rtl.semaphores import Semaphores
-from lepton_rtl.weights import PARAMETER_SLOTS, WeightLoader
+from lepton_rtl.control.semaphores import Semaphores
+from lepton_rtl.memory.weights import PARAMETER_SLOTS, WeightLoader
 
 GIVERS, TAKERS = 6, 4
 

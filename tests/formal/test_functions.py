@@ -26,8 +26,8 @@ from lepton_hw.functions import (
     RSQRT_ROW,
     SEGMENT_BITS,
 )
-from lepton_rtl.float32 import INFINITY, NAN
-from lepton_rtl.functions import BIAS, FRACTION_BITS, FunctionUnit
+from lepton_rtl.arithmetic.float32 import INFINITY, NAN
+from lepton_rtl.arithmetic.functions import BIAS, FRACTION_BITS, FunctionUnit
 
 WIDE = 64
 """Bits of the contract's integers."""

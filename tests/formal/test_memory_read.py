@@ -10,9 +10,9 @@ from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_a
 
 from lepton_hw.config import PAGE_BYTES, HardwareConfig, get_config
 from lepton_hw.errors import ErrorCode
-from lepton_rtl.jobs import INDEX_BITS, transfer_layout
-from lepton_rtl.memory_read import AXI_RESPONSE_ERROR, BurstSplitter, ReadPort, burst_layout
-from lepton_rtl.memory_write import BURST_BEATS, STORE_BEATS
+from lepton_rtl.control.jobs import INDEX_BITS, transfer_layout
+from lepton_rtl.memory.read import AXI_RESPONSE_ERROR, BurstSplitter, ReadPort, burst_layout
+from lepton_rtl.memory.write import BURST_BEATS, STORE_BEATS
 
 READERS = 3
 

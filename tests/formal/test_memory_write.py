@@ -12,9 +12,9 @@ from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_a
 
 from lepton_hw.config import get_config
 from lepton_hw.errors import ErrorCode
-from lepton_rtl.jobs import INDEX_BITS, MASK_BITS
-from lepton_rtl.memory_read import AXI_RESPONSE_ERROR, BurstSplitter, burst_layout
-from lepton_rtl.memory_write import BURST_BEATS, PORT_OUTSTANDING, STORE_BEATS, StoreUnit, WritePort, write_beat_layout
+from lepton_rtl.control.jobs import INDEX_BITS, MASK_BITS
+from lepton_rtl.memory.read import AXI_RESPONSE_ERROR, BurstSplitter, burst_layout
+from lepton_rtl.memory.write import BURST_BEATS, PORT_OUTSTANDING, STORE_BEATS, StoreUnit, WritePort, write_beat_layout
 
 CONFIG = get_config("nano")
 WRITERS = 2

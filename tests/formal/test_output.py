@@ -10,11 +10,11 @@ from amaranth.lib import data
 from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import get_config
-from lepton_rtl.accumulator import RESULT_LATENCY
-from lepton_rtl.jobs import OUTPUT_LAYOUT
-from lepton_rtl.memory_write import STORE_BEATS
-from lepton_rtl.output import ROW_BEATS, OutputStage, ScaleLane
-from lepton_rtl.queue import SLICE_DEPTH
+from lepton_rtl.array.accumulator import RESULT_LATENCY
+from lepton_rtl.array.output import ROW_BEATS, OutputStage, ScaleLane
+from lepton_rtl.common.queue import SLICE_DEPTH
+from lepton_rtl.control.jobs import OUTPUT_LAYOUT
+from lepton_rtl.memory.write import STORE_BEATS
 
 CONFIG = get_config("nano")
 
@@ -95,7 +95,7 @@ def bench_output(kind: type, store_beats: int = STORE_BEATS, row_beats: int = RO
 
 def fewer(changes: Mapping[str, str]) -> Bench:
     """The bench of a changed stage, with little room, so that it is full in a few cycles."""
-    small = {"from .memory_write import STORE_BEATS": "STORE_BEATS = 8", "ROW_BEATS = 64": "ROW_BEATS = 8"}
+    small = {"from ..memory.write import STORE_BEATS": "STORE_BEATS = 8", "ROW_BEATS = 64": "ROW_BEATS = 8"}
     return bench_output(changed(OutputStage, small | changes), store_beats=8, row_beats=8)
 
 

@@ -15,8 +15,8 @@ from prover import Bench, Design, Inside, QueueInside, Refuted, changed, prove_a
 
 from lepton_hw.config import BLOCK, get_config
 from lepton_hw.numerics import MAX_SHIFT
-from lepton_rtl.lane import VectorLane
-from lepton_rtl.quantizer import Quantizer
+from lepton_rtl.vector.lane import VectorLane
+from lepton_rtl.vector.quantizer import Quantizer
 
 CONFIGS = ["nano", "sim"]
 

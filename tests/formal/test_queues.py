@@ -12,8 +12,8 @@ from amaranth.hdl import Fragment, Module, Mux, Signal, Value
 from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import CONFIGS
-from lepton_rtl.core import LeptonCore
-from lepton_rtl.queue import BufferQueue, Queue
+from lepton_rtl.common.queue import BufferQueue, Queue
+from lepton_rtl.top.core import LeptonCore
 
 WIDTH = 8
 """Bits of an item: a queue treats all alike."""

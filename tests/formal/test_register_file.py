@@ -9,7 +9,7 @@ from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_
 
 from lepton_hw.config import get_config
 from lepton_hw.registers import REGISTERS
-from lepton_rtl.register_file import RegisterFile
+from lepton_rtl.control.register_file import RegisterFile
 
 
 def bench_register_file(kind: type) -> Bench:

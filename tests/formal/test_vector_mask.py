@@ -8,8 +8,8 @@ from amaranth.hdl import Mux, Signal, Value
 from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_until, show_reachable
 
 from lepton_hw.config import get_config
-from lepton_rtl.jobs import COUNT_BITS
-from lepton_rtl.vector_mask import RowMask
+from lepton_rtl.control.jobs import COUNT_BITS
+from lepton_rtl.vector.mask import RowMask
 
 CONFIGS = ["nano", "sim", "u250"]
 

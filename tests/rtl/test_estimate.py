@@ -22,15 +22,15 @@ from lepton.runtime.engine import DecoderEngine
 from lepton_hw.activity import UNITS, Activity
 from lepton_hw.commands import Command, Gemm, GemmFlag
 from lepton_hw.config import CONFIGS, get_config
-from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
-from lepton_rtl.array import MAX_CHAIN_ROWS, SystolicArray
-from lepton_rtl.core import QUIET_CYCLES
-from lepton_rtl.float32 import FloatCombine
-from lepton_rtl.lane import VectorLane
-from lepton_rtl.output import ScaleLane
-from lepton_rtl.quantizer import Quantizer
-from lepton_rtl.vector_operands import OperandFetch
-from lepton_rtl.vector_write import REDUCED_ROWS
+from lepton_rtl.arithmetic.float32 import FloatCombine
+from lepton_rtl.array.accumulator import RESULT_LATENCY, Accumulator
+from lepton_rtl.array.output import ScaleLane
+from lepton_rtl.array.systolic import MAX_CHAIN_ROWS, SystolicArray
+from lepton_rtl.top.completion import QUIET_CYCLES
+from lepton_rtl.vector.lane import VectorLane
+from lepton_rtl.vector.operands import OperandFetch
+from lepton_rtl.vector.quantizer import Quantizer
+from lepton_rtl.vector.write_back import REDUCED_ROWS
 from lepton_sim.device import DDR, ZERO_WAIT, MemoryTiming
 
 TOLERANCE = 0.01

@@ -11,8 +11,8 @@ import pytest
 
 from lepton_hw.commands import Function
 from lepton_hw.functions import EXP_LIMIT
-from lepton_rtl.functions import FunctionUnit
-from lepton_rtl.generate import component_rtlil, to_verilog
+from lepton_rtl.arithmetic.functions import FunctionUnit
+from lepton_rtl.tools.generate import component_rtlil, to_verilog
 from lepton_sim.build import VERILATOR_FLAGS, _Compiler, _runtime, without_power_on
 from lepton_sim.toolchain import find_toolchain, run
 

@@ -12,9 +12,9 @@ from amaranth.lib.wiring import In, Out
 
 from lepton_hw.activity import UNITS
 from lepton_hw.config import PAGE_BYTES, get_config
-from lepton_rtl.core import axi_members
-from lepton_rtl.generate import TOP, component_rtlil, to_verilog
-from lepton_rtl.register_file import axi_lite_members
+from lepton_rtl.control.register_file import axi_lite_members
+from lepton_rtl.tools.generate import TOP, component_rtlil, to_verilog
+from lepton_rtl.top.core import axi_members
 from lepton_sim import device
 from lepton_sim.build import Build, library
 from lepton_sim.device import MEMORY_BASE, ZERO_WAIT, MemoryTiming, Trace, VerilatedCore

@@ -8,13 +8,13 @@ from typer.testing import CliRunner
 
 from lepton.cli import app
 from lepton_hw.config import get_config
-from lepton_rtl import synthesis
-from lepton_rtl.chain import ProductChain
-from lepton_rtl.float32 import FloatMultiply
-from lepton_rtl.functions import FunctionUnit
-from lepton_rtl.generate import component_rtlil
-from lepton_rtl.report import render
-from lepton_rtl.synthesis import ECP5, PARTS, XC7, SynthesisError, flat_cells, measure, read_timing, synthesize
+from lepton_rtl.arithmetic.float32 import FloatMultiply
+from lepton_rtl.arithmetic.functions import FunctionUnit
+from lepton_rtl.array.chain import ProductChain
+from lepton_rtl.tools import synthesis
+from lepton_rtl.tools.generate import component_rtlil
+from lepton_rtl.tools.report import render
+from lepton_rtl.tools.synthesis import ECP5, PARTS, XC7, SynthesisError, flat_cells, measure, read_timing, synthesize
 
 NETLIST = {
     "engine.array.chain_0_0.$1_MULT18X18D_P9": {"type": "MULT18X18D"},

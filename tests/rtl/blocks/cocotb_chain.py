@@ -6,7 +6,7 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, noise, packed, play
 
 from lepton_hw.config import HardwareConfig
-from lepton_rtl.chain import MAX_CHAIN_ROWS, PackedProductChain, ProductChain, sum_bits
+from lepton_rtl.array.chain import MAX_CHAIN_ROWS, PackedProductChain, ProductChain, sum_bits
 
 TILES = 60
 

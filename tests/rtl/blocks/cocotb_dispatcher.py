@@ -42,7 +42,8 @@ from lepton_hw.commands import (
 from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS, block_beats, row_beats, words_of
-from lepton_rtl.dispatcher import FETCH_BEATS, Dispatcher
+from lepton_rtl.control.dispatcher import Dispatcher
+from lepton_rtl.control.reader import FETCH_BEATS
 
 UNITS = ("load", "stream", "loader", "array", "output", "store", "vector")
 

@@ -11,7 +11,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 from numpy.typing import NDArray
 
-from lepton_rtl import float32
+from lepton_rtl.arithmetic import float32
 
 U32 = NDArray[np.uint32]
 

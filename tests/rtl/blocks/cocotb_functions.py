@@ -10,7 +10,7 @@ from lepton_hw.commands import Function
 from lepton_hw.config import HardwareConfig
 from lepton_hw.functions import EXP_LIMIT, LOG2_E, LOG2_E_POINT, OFFSET_BITS
 from lepton_hw.numerics import F32
-from lepton_rtl.functions import FunctionUnit
+from lepton_rtl.arithmetic.functions import FunctionUnit
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

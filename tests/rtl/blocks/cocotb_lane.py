@@ -9,7 +9,7 @@ from float_values import random_values, special_values, stream_through
 from lepton_hw.commands import Combine, Function
 from lepton_hw.config import HardwareConfig
 from lepton_hw.numerics import F32, float_multiply
-from lepton_rtl.lane import VectorLane
+from lepton_rtl.vector.lane import VectorLane
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

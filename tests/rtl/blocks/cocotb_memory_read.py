@@ -7,7 +7,7 @@ from cycles import Block, bench_config, noise, pauses, receive, send
 
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
-from lepton_rtl.memory_read import MAX_OUTSTANDING, BurstSplitter, ReadPort
+from lepton_rtl.memory.read import MAX_OUTSTANDING, BurstSplitter, ReadPort
 
 LIMIT = 64
 ROOM = 128

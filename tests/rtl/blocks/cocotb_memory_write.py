@@ -10,8 +10,8 @@ from cycles import Block, bench_config, noise, pauses, receive, send
 
 from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
-from lepton_rtl.memory_read import BurstSplitter
-from lepton_rtl.memory_write import (
+from lepton_rtl.memory.read import BurstSplitter
+from lepton_rtl.memory.write import (
     BURST_BEATS,
     MAX_OUTSTANDING,
     PORT_OUTSTANDING,

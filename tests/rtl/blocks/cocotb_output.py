@@ -10,10 +10,10 @@ from cycles import Block, bench_config, noise, packed, pauses, play, send
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import F32, I32
-from lepton_rtl.accumulator import RESULT_LATENCY
-from lepton_rtl.memory_write import STORE_BEATS
-from lepton_rtl.output import OutputStage, ScaleLane
-from lepton_rtl.weights import PARAMETER_SLOTS
+from lepton_rtl.array.accumulator import RESULT_LATENCY
+from lepton_rtl.array.output import OutputStage, ScaleLane
+from lepton_rtl.memory.weights import PARAMETER_SLOTS
+from lepton_rtl.memory.write import STORE_BEATS
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

@@ -19,8 +19,8 @@ from lepton_hw.numerics import (
     quantize_tokens,
     row_scales,
 )
-from lepton_rtl.lane import VectorLane
-from lepton_rtl.quantizer import Quantizer, Rounder
+from lepton_rtl.vector.lane import VectorLane
+from lepton_rtl.vector.quantizer import Quantizer, Rounder
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

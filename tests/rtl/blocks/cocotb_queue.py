@@ -6,8 +6,8 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, noise, receive, send
 
 from lepton_hw.config import HardwareConfig
-from lepton_rtl.jobs import load_layout
-from lepton_rtl.queue import BufferQueue, Queue
+from lepton_rtl.common.queue import BufferQueue, Queue
+from lepton_rtl.control.jobs import load_layout
 
 DEPTHS = {"queue": 4, "buffer_queue": 64}
 LATENCIES = {"queue": 1, "buffer_queue": 2}

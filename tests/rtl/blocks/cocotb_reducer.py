@@ -9,7 +9,7 @@ from float_values import random_values, special_values
 from lepton_hw.commands import Reduce
 from lepton_hw.config import HardwareConfig
 from lepton_hw.numerics import F32, flush
-from lepton_rtl.reducer import RowReducer
+from lepton_rtl.vector.reducer import RowReducer
 
 DRAIN_CYCLES = 600
 """Within which the last result must have left: the levels of a word and 16 of words, some cycles each."""

@@ -13,7 +13,7 @@ from cycles import Block, bench_config, pauses
 from lepton_hw.commands import BASES
 from lepton_hw.config import HardwareConfig
 from lepton_hw.registers import CONTROL_SPACE, COUNTERS, ID, REGISTERS, Access, Control, Register
-from lepton_rtl.register_file import EVENT_LAYOUT, STATUS_LAYOUT, RegisterFile
+from lepton_rtl.control.register_file import EVENT_LAYOUT, STATUS_LAYOUT, RegisterFile
 
 BUILD = 0x0123456789ABCDEF
 STORED = ("LIST", "COMMANDS", "WINDOW_BASE", "WINDOW_END", *(f"BASE{i}" for i in range(BASES)))

@@ -8,7 +8,7 @@ from cycles import Block, bench_config
 from lepton_hw.commands import SEMAPHORE_MAX, SEMAPHORES
 from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
-from lepton_rtl.semaphores import Semaphores
+from lepton_rtl.control.semaphores import Semaphores
 
 GIVERS = TAKERS = 3
 

@@ -6,7 +6,7 @@ from amaranth.lib import wiring
 from cycles import Block, bench_config, pauses, send
 
 from lepton_hw.config import HardwareConfig
-from lepton_rtl.sequencer import Sequencer
+from lepton_rtl.array.sequencer import Sequencer
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

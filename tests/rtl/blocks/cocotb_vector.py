@@ -28,10 +28,10 @@ from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import PARAMETER_BEATS
 from lepton_hw.numerics import F32, SCALE_OF_ABSMAX, quantize_rows, row_scales
-from lepton_rtl.jobs import VECTOR_COMMAND_BITS
-from lepton_rtl.memory_write import STORE_BEATS
-from lepton_rtl.vector import VectorUnit
-from lepton_rtl.vector_memory import VectorMemory
+from lepton_rtl.control.jobs import VECTOR_COMMAND_BITS
+from lepton_rtl.memory.write import STORE_BEATS
+from lepton_rtl.vector.memory import VectorMemory
+from lepton_rtl.vector.unit import VectorUnit
 
 NOWHERE = Address(0, 0)
 WRITE = VectorFlag.WRITE

@@ -7,7 +7,7 @@ from cycles import Block, bench_config, noise, pauses, receive, send
 
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import PARAMETER_BEATS
-from lepton_rtl.weights import PARAMETER_SLOTS, WeightLoader, WeightStream
+from lepton_rtl.memory.weights import PARAMETER_SLOTS, WeightLoader, WeightStream
 
 
 def blocks(config: HardwareConfig) -> dict[str, wiring.Component]:

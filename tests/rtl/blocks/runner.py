@@ -15,7 +15,7 @@ from amaranth.lib.wiring import Out
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import get_runner
 
-from lepton_rtl.generate import component_rtlil, to_verilog
+from lepton_rtl.tools.generate import component_rtlil, to_verilog
 from lepton_sim.toolchain import find_toolchain
 
 TOP = "bench"

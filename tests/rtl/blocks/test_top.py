@@ -6,7 +6,7 @@ import pytest
 from runner import run_design
 
 from lepton_hw.config import get_config
-from lepton_rtl.generate import TOP
+from lepton_rtl.tools.generate import TOP
 from lepton_sim.build import verilog
 
 

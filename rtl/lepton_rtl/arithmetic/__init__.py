@@ -1,0 +1,1 @@
+"""Float32 operations, functions and the products that they are made of."""

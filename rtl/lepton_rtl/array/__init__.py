@@ -1,0 +1,1 @@
+"""The systolic array with what feeds it and what leaves it."""

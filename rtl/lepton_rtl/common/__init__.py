@@ -1,0 +1,1 @@
+"""Queues and delays that every unit is made of."""

@@ -1,0 +1,1 @@
+"""Registers, command list, dispatch and semaphores: who does what when."""

@@ -1,0 +1,1 @@
+"""The memory port: bursts read and written, and the weight stream."""

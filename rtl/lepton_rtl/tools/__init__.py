@@ -1,0 +1,1 @@
+"""Verilog, area and timing: what is made of the hardware, apart from it."""

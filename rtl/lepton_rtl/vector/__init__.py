@@ -1,0 +1,1 @@
+"""The vector unit: float32 on rows of the vector memory."""
