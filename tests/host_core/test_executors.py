@@ -1,5 +1,6 @@
 """Linear layers on the reference and on the emulator, against lepton_hw.numerics."""
 
+import re
 import threading
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from lepton.errors import ConfigError, FormatError, InputError, MemoryFullError,
 from lepton.runtime.executor import DeviceExecutor, ReferenceExecutor, open_executor
 from lepton_hw import numerics
 from lepton_hw.config import CONFIGS
+from lepton_hw.distribution import install_command
 from lepton_hw.numerics import QuantizedWeights
 
 EXECUTORS = ["reference", "nano", "sim", "zcu104", "u250"]
@@ -340,7 +342,7 @@ def test_unknown_names():
 
 def test_rtl_without_the_simulation(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lepton_sim.device", None)
-    with pytest.raises(MissingDependencyError, match=r"^device 'rtl': .* run `pip install lepton\[sim\]`$"):
+    with pytest.raises(MissingDependencyError, match=rf"^device 'rtl': .*{re.escape(install_command('sim'))}"):
         open_executor("rtl")
 
 
