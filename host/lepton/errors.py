@@ -21,7 +21,7 @@ __all__ = [
     "MissingDependencyError",
 ]
 
-_EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
+EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
     ErrorCode.NONE: ("reported done without being asked", "reset the device"),
     ErrorCode.CHECK: ("its check word does not match", "the list was damaged in memory: write it again"),
     ErrorCode.OPCODE: ("there is no such opcode", "compile the list with the release that built the device"),
@@ -34,7 +34,12 @@ _EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
         "a semaphore overflows, or is waited for with nothing left to signal it",
         "signal before waiting, in list order",
     ),
+    ErrorCode.RANGE: (
+        "a row leaves the vector memory, the activation buffer or the row scale table",
+        "compile the list for this device",
+    ),
 }
+"""Reason and remedy of every error code, as :class:`DeviceError` words them."""
 
 
 class InputError(LeptonError, ValueError):
@@ -63,7 +68,7 @@ class DeviceError(LeptonError, RuntimeError):
         self.code = code
         self.index = index
         self.command = command
-        reason, remedy = _EXPLANATIONS[code]
+        reason, remedy = EXPLANATIONS[code]
         super().__init__(
             f"device '{device}': every command must be valid, but command {index} ({command}) met {code.name}: "
             f"{reason}; {remedy}"
