@@ -35,7 +35,7 @@ EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
         "signal before waiting, in list order",
     ),
     ErrorCode.RANGE: (
-        "a row leaves the vector memory, the activation buffer or the row scale table",
+        "a row of an operand or result leaves the memory it lies in",
         "compile the list for this device",
     ),
 }
