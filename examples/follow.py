@@ -21,7 +21,7 @@ WEIGHT, N, K = "model.layers.0.self_attn.q_proj.weight", 21, 100
 def follow_a_weight() -> None:
     with safe_open(resolve(MODEL) / "model.safetensors", "pt") as checkpoint:
         w = checkpoint.get_tensor(WEIGHT).float().numpy()  # [N, K]
-    print(f"checkpoint   {WEIGHT}[{N}, {K}] = {w[N, K]:.7f}, of {list(w.shape)}")
+    print(f"checkpoint   {WEIGHT}[{N}, {K}] = {w[N, K]:.7f}")
 
     weights = quantize_weights(w)
     q, scale = int(weights.q[N, K]), float(weights.scale[N])
@@ -42,19 +42,17 @@ def follow_a_token() -> None:
     with lai.load_model(MODEL, device="emulator") as model:
         assert model.tokenizer is not None
         ids = model.encode(PROMPT).input_ids  # [1, T]
-        print(
-            f"prompt       {PROMPT!r} in the chat template: {ids.shape[1]} tokens, the last ones {ids[0, -4:].tolist()}"
-        )
+        print(f"prompt       {PROMPT!r} in the chat template: {ids.shape[1]} tokens")
         x = model.module.get_input_embeddings()(ids[:, -1])[0]  # type: ignore[reportCallIssue]  # [hidden]
         rows = quantize_rows(x[None].numpy(force=True))
-        print(f"embedding    {len(x)} float32 of the last token; as int8 with 2-bit shifts {rows.shift[0].tolist()}")
+        shifts = "".join(map(str, rows.shift[0]))
+        print(f"embedding    {len(x)} float32 of the last token; as int8 with the shifts {shifts}")
         logits = model.forward(ids).logits[0, -1]  # [vocabulary]
         likely = torch.softmax(logits, -1).topk(3)
-        words = [
-            f"{model.tokenizer.decode(i)!r} {p:.3f}" for p, i in zip(*map(torch.Tensor.tolist, likely), strict=True)
-        ]
+        pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+        words = [f"{model.tokenizer.decode(token)!r} {chance:.3f}" for token, chance in pairs]
         print(f"logits       {len(logits)}; most likely {', '.join(words)}")
-        print(f"text         {model.generate(PROMPT, 12, do_sample=False)!r}")
+        print(f"text         {model.generate(PROMPT, 8, do_sample=False)!r}")
 
 
 if __name__ == "__main__":

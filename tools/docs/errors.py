@@ -26,8 +26,8 @@ INTRODUCTION = """\
 
 Generated from docstrings and tables by `make docs`; edit those.
 
-Everything that Lepton raises on purpose is a `lepton.errors.LeptonError`, and also an exception of Python's own where one
-fits, so `except ValueError` works too. A message names the subject, the rule, the offender and the remedy:
+Everything that Lepton raises on purpose is a `lepton.errors.LeptonError`, and where one fits also an exception of
+Python's own, so `except ValueError` works too. A message names the subject, the rule, the offender and the remedy:
 
 > context: must be 1 to 65024 tokens, not 70000; ask for a shorter one
 

@@ -24,9 +24,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 def table(package: str) -> str:
     """Modules and packages directly in a package, each with the beginning of its docstring."""
-    lines = ["| Module | What it is |", "| --- | --- |"]
+    lines = [f"| In `{package}` | What it is |", "| --- | --- |"]
     for name, path in members(package):
-        label = f"`{name}`" if name.startswith(_WITHOUT_API) else f"[`{name}`][{name}]"
+        label = f"`{name.rpartition('.')[2]}`"
+        label = label if name.startswith(_WITHOUT_API) else f"[{label}][{name}]"
         lines.append(f"| {label} | {about(path)} |")
     return "\n".join(lines)
 
