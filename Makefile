@@ -1,8 +1,8 @@
 # Two commands do it all on a machine with Python 3.11, make, and (for `make test`) g++ and perl:
 #   make run     answer a prompt on the emulated accelerator
 #   make test    every check and test
-# Also: make docs (regenerate docs/reference.md), make slow (the tests that take minutes), make mutants (faults that
-# the tests must notice), make clean.
+# Also: make docs (regenerate its pages and build the site), make slow (the tests that take minutes), make mutants
+# (faults that the tests must notice), make clean.
 
 MODEL ?= smollm2-135m
 PROMPT ?= Explain in two sentences why the sky is blue.
@@ -16,6 +16,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
+# Strict: a broken link, a page outside the navigation or a name that no longer exists is an error.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 .PHONY: run test check pytest docs slow mutants clean
 .DEFAULT_GOAL := run
 
@@ -28,6 +31,7 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(MKDOCS)
 
 pytest: $(VENV)/test.stamp $(VENV)/icarus.stamp
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
@@ -38,8 +42,11 @@ slow: $(VENV)/test.stamp
 mutants: $(VENV)/test.stamp
 	$(BIN)/python tests/mutants/run.py --jobs $(JOBS)
 
-docs: $(VENV)/run.stamp
+docs: $(VENV)/test.stamp
 	$(BIN)/python -m lepton_hw.reference > docs/reference.md
+	$(BIN)/python tools/docs/errors.py > docs/errors.md
+	$(MKDOCS)
+	@echo "The site is in build/site: open build/site/index.html"
 
 # pyproject.toml and constraints.txt say what is installed; a change of either installs again.
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
@@ -49,7 +56,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Lepton with everything its tests need into $(VENV): about 2 GB, a few minutes"
-	@$(PIP) -e ".[sim,synth,dev]"
+	@$(PIP) -e ".[sim,synth,docs,dev]"
 	@touch $@ $(VENV)/run.stamp
 
 # Icarus Verilog is a second opinion on small benches, which say so when they go without it.

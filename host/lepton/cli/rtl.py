@@ -11,6 +11,7 @@ from rich.console import Console
 from lepton.cli.common import ConfigOption, JsonOption, print_json
 from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.config import get_config
+from lepton_hw.distribution import install_command
 
 app = typer.Typer(help="Generate the hardware design and report what it takes.", no_args_is_help=True)
 
@@ -118,5 +119,5 @@ def _require(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingDependencyError(
             f"lepton rtl: needs the Python package '{module.replace('_', '-')}', which is not installed; "
-            f"pip install 'lepton[{extra}]'"
+            f"{install_command(extra)}"
         )

@@ -16,6 +16,7 @@ import lepton_hw
 from lepton.compiler.step import StepShape
 from lepton.errors import FormatError
 from lepton_hw.config import HardwareConfig
+from lepton_hw.distribution import DISTRIBUTION
 
 FILE = "lepton_programs.safetensors"
 
@@ -34,7 +35,7 @@ def _sources() -> str:
     return digest.hexdigest()[:12]
 
 
-COMPILER = f"{version('lepton')}+{_sources()}"
+COMPILER = f"{version(DISTRIBUTION)}+{_sources()}"
 """What lists were compiled by: it decides where weights and caches lie, and what commands mean."""
 
 

@@ -9,6 +9,7 @@ from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.activity import Activity
 from lepton_hw.commands import COMMAND_BYTES, Command, decode
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
+from lepton_hw.distribution import install_command
 
 if TYPE_CHECKING:
     from lepton_sim.device import MemoryTiming, Trace, VerilatedCore
@@ -77,7 +78,7 @@ def open_rtl(
     except ImportError as error:
         raise MissingDependencyError(
             f"device 'rtl': the simulation's packages must be installed, but {error.name} is not; "
-            f"run `pip install lepton[sim]`"
+            f"run `{install_command('sim')}`"
         ) from error
     core = VerilatedCore(
         config,

@@ -22,6 +22,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lepton_hw.config import HardwareConfig, get_config
+from lepton_hw.distribution import install_command
 from lepton_hw.errors import LeptonError
 
 from ..array.chain import PackedProductChain, ProductChain
@@ -495,7 +496,7 @@ def _run_tool(package: str, function: str, arguments: Iterable[str], folder: Pat
     if importlib.util.find_spec(package) is None:
         raise SynthesisError(
             f"synthesis: needs the Python package '{package.replace('_', '-')}', which is not installed; "
-            f"pip install 'lepton[sim,synth]'"
+            f"{install_command('sim', 'synth')}"
         )
     call = f"import sys, {package}; sys.exit({package}.{function}(sys.argv[1:]))"
     command = [sys.executable, "-c", call, *arguments]
