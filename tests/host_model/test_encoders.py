@@ -27,7 +27,7 @@ from lepton.integrations.transformers import compile_
 from lepton.placement import CostModel, PlacementError
 from lepton.placement.cost import ALWAYS
 from lepton.runtime.encoder import EncoderEngine, PassCompiler
-from lepton.runtime.encoder_forward import EncoderForward
+from lepton.runtime.forward import EncoderForward
 from lepton_hw.config import CONFIGS
 
 SMALL: dict[str, Any] = {

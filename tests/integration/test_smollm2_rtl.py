@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lepton.ai as lai
 from lepton.quantization.quantized import QuantizedLinear
-from lepton.runtime.decoder_forward import DecoderForward
+from lepton.runtime.forward import DecoderForward
 from lepton.runtime.engine import DecoderEngine
 from lepton.runtime.executor import Executor, open_executor
 from lepton_hw.numerics import quantize_weights

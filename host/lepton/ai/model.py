@@ -19,7 +19,7 @@ from transformers import (
 
 from lepton.errors import InputError
 from lepton.placement import Report
-from lepton.runtime.decoder_forward import DecoderForward
+from lepton.runtime.forward import DecoderForward
 from lepton.runtime.executor import Executor
 
 

@@ -107,7 +107,7 @@ def _lepton(model: "LeptonModel") -> _Contender:
 
 def _engine(model: "LeptonModel") -> "DecoderEngine | None":
     """The engine of a model that runs as whole layers."""
-    from lepton.runtime.decoder_forward import DecoderForward
+    from lepton.runtime.forward import DecoderForward
     from lepton.runtime.engine import DecoderEngine
 
     forward = model.module.forward

@@ -1,5 +1,6 @@
 """Finds the parts of Transformers in PyTorch models by their structure."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -45,8 +46,10 @@ class Parts:
     head_dim: int
     epsilon: float
     """Of all norms."""
-    embed: Callable[[Tensor, Tensor], Tensor]
-    """Token ids [T] and positions [T] to [T, hidden]."""
+    tokens: nn.Embedding
+    """Embedding of token ids."""
+    place: Callable[[Tensor, Tensor], Tensor]
+    """Embedded tokens [..., hidden] and positions [...] to hidden states before the first layer."""
     angles: Callable[[Tensor], tuple[Tensor, Tensor]] | None
     """Positions [T] to cosines and sines [T, head_dim / 2], if queries and keys are rotated."""
     norm: nn.Module
@@ -107,8 +110,13 @@ def _llama(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
     if not size:
         raise UnsupportedModel("its attention does not tell the size of a head")
 
+    # Frequencies that depend on the length are those of a module that has seen no other.
+    fresh = copy.deepcopy(rotary)
+    changes = getattr(rotary, "rope_type", "default") in ("dynamic", "longrope")
+
     def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
-        cosines, sines = rotary(torch.zeros(1), positions[None])
+        module = copy.deepcopy(fresh) if changes else fresh
+        cosines, sines = module(torch.zeros(1, device=positions.device), positions[None])
         return cosines[0, :, : size // 2], sines[0, :, : size // 2]
 
     blocks = []
@@ -137,7 +145,8 @@ def _llama(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
         num_kv_heads=len(first.k_proj.weight) // size,
         head_dim=size,
         epsilon=_epsilon(blocks, base.norm),
-        embed=lambda ids, positions: embedding.weight[ids],
+        tokens=embedding,
+        place=lambda x, positions: x,
         angles=angles,
         norm=base.norm,
         lm_head=head,
@@ -178,7 +187,8 @@ def _gpt2(base: Any, embedding: nn.Embedding, head: nn.Module) -> Parts:
         num_kv_heads=heads,
         head_dim=size,
         epsilon=_epsilon(blocks, base.ln_f),
-        embed=lambda ids, positions: embedding.weight[ids] + table.weight[positions],
+        tokens=embedding,
+        place=lambda x, positions: x + table(positions),
         angles=None,
         norm=base.ln_f,
         lm_head=head,

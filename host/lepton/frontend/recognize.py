@@ -54,10 +54,17 @@ class Recognized(Placed):
     """A decoder with what stays on the host."""
 
     spec: DecoderSpec
-    embed: Callable[[Tensor, Tensor], F32]
-    """Token ids [T] and positions [T] to [T, hidden]."""
+    tokens: nn.Embedding
+    """Embedding of token ids."""
+    place: Callable[[Tensor, Tensor], Tensor]
+    """Embedded tokens [..., hidden] and positions [...] to hidden states before the first layer."""
     angles: Callable[[Tensor], tuple[F32, F32]]
     """Positions [T] to cosines and sines [T, head_dim / 2], or [T, 0] if nothing is rotated."""
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor, positions: Tensor) -> F32:
+        """Token ids [T] and positions [T] to hidden states [T, hidden] before the first layer."""
+        return self.place(self.tokens(ids), positions).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,7 +108,7 @@ def _prove(model: nn.Module, parts: Parts) -> None:
     tokens = _TRIAL_TOKENS + max(windows, default=0)
     ids = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(0))
     expected = model(input_ids=ids[None]).logits[0]
-    x = parts.embed(ids, torch.arange(len(ids)))
+    x = parts.place(parts.tokens(ids), torch.arange(len(ids)))
     for block in parts.blocks:
         x = x + _attention(parts, block, _normalize(x, block.attention_norm, parts.epsilon))
         x = x + _mlp(block, _normalize(x, block.mlp_norm, parts.epsilon))
@@ -247,21 +254,18 @@ def _recognized(model: nn.Module, parts: Parts) -> Recognized:
     quantizer = _Quantizer(model)
     spec = describe(parts, quantizer, _numpy)
     # Not the parts themselves, which would keep the weights in memory.
-    embedded, rotated = parts.embed, parts.angles
-
-    @torch.no_grad()
-    def embed(ids: Tensor, positions: Tensor) -> F32:
-        return embedded(ids, positions).numpy()
+    rotated = parts.angles
 
     @torch.no_grad()
     def angles(positions: Tensor) -> tuple[F32, F32]:
         empty = torch.zeros(len(positions), 0)
         cosines, sines = (empty, empty) if rotated is None else rotated(positions)
-        return cosines.numpy(), sines.numpy()
+        return cosines.cpu().numpy(), sines.cpu().numpy()
 
     return Recognized(
         spec=spec,
-        embed=embed,
+        tokens=parts.tokens,
+        place=parts.place,
         angles=angles,
         modules=quantizer.named({parts.lm_head, parts.norm, *parts.layers.modules()}),
         attentions=quantizer.named(parts.attentions),
