@@ -151,7 +151,13 @@ class DecoderForward:
             documents = find_packed_sequence_indices(torch.from_numpy(positions))
             packed = None if documents is None else documents.numpy()
         sequences = self._mask.sequences(
-            given.get("attention_mask"), past.parents, batch, new, past.capacity, packed
+            given.get("attention_mask"),
+            past.parents,
+            batch,
+            new,
+            cached=cache is not None,
+            capacity=past.capacity,
+            packed=packed,
         )
         for columns_of_one in (part for row in sequences for part in row):
             check_length(len(columns_of_one), self.decoder.context)
@@ -193,7 +199,7 @@ class DecoderForward:
                 )
         if self._positions is not None:
             check_range("position_ids", positions, self._positions, "shorten the sequence")
-        return np.broadcast_to(positions, (batch, new))
+        return positions if len(positions) == batch else positions.repeat(batch, 0)
 
     def _numbers(
         self,
@@ -214,7 +220,7 @@ class DecoderForward:
         for index in zip(*np.nonzero(valid), strict=True):
             token = Token(
                 id=-1 if tokens is None else int(tokens[index]),
-                row=None if rows is None else rows[index],
+                row=None if rows is None else rows[index].copy(),
                 position=int(positions[index]),
                 length=length,
             )
@@ -229,7 +235,7 @@ class DecoderForward:
         host = self._recognized.tokens.weight.device
         if embeds is None:
             embeds = self._recognized.tokens(torch.from_numpy(tokens).to(host))
-        x = self._recognized.place(embeds.to(host), torch.from_numpy(np.ascontiguousarray(positions)).to(host))
+        x = self._recognized.place(embeds.to(host), torch.from_numpy(positions).to(host))
         if types is not None:
             if not isinstance(self._model, GPT2LMHeadModel):
                 raise refused("token_type_ids")

@@ -42,13 +42,21 @@ class CausalMask:
             self._types = dict(zip(layer_types, windows, strict=True))
 
     def sequences(
-        self, mask: Any, parents: I64, batch: int, new: int, capacity: int | None, packed: I64 | None
+        self,
+        mask: Any,
+        parents: I64,
+        batch: int,
+        new: int,
+        *,
+        cached: bool = False,
+        capacity: int | None = None,
+        packed: I64 | None = None,
     ) -> list[list[I64]]:
         """The sequences of each row of a batch that have new tokens: their columns from the first to the last.
 
         ``parents`` [B, past] tells for each column of a cache which one its token came after: the number of that column
-        + 1, 0 for the first token of a sequence, -1 for padding. ``capacity`` is how many columns the cache has, if
-        that is fixed. ``packed`` [B, new] numbers the documents of tokens that transformers takes apart by their
+        + 1, 0 for the first token of a sequence, -1 for padding. ``cached`` is whether there is a cache, ``capacity``
+        how many columns it has, if that is fixed. ``packed`` [B, new] numbers the documents of tokens that transformers takes apart by their
         positions. Raises :class:`InputError` for a mask that is not of sequences, or not that of the cached tokens.
         """
         past = parents.shape[1]
@@ -62,7 +70,7 @@ class CausalMask:
                 return [_documents(row) for row in packed]
             return [[self._visible(row, np.arange(past + new))] for row in parents]
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            valid = _padding(mask, batch, past, new, cached=past > 0 or capacity is not None)
+            valid = _padding(mask, batch, past, new, cached=cached)
             return [
                 [self._visible(row, columns)] if len(columns) and columns[-1] >= past else []
                 for row, columns in zip(parents, map(np.flatnonzero, valid), strict=True)
