@@ -264,13 +264,6 @@ WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
             "int8[0, 64]",
         ),
         (
-            WEIGHTS._replace(q=np.zeros((4, 16385), np.int8)),
-            None,
-            FormatError,
-            "reduction",
-            "16385",
-        ),
-        (
             WEIGHTS._replace(scale=np.ones(3, np.float32)),
             None,
             InputError,
@@ -299,7 +292,7 @@ WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
             "[0] is nan",
         ),
     ],
-    ids=["dtype", "empty", "reduction", "scale shape", "scale value", "bias dtype", "bias value"],
+    ids=["dtype", "empty", "scale shape", "scale value", "bias dtype", "bias value"],
 )
 def test_wrong_layers(either, weights, bias, error, subject, offender):
     with pytest.raises(error, match=names(subject, offender)):
