@@ -189,15 +189,13 @@ def test_loads_beside_quantize(machine_of: Callable, config: str) -> None:
         activation=1024, pitch=words, row=64, signal=4,
     )  # fmt: skip
     loads = [
-        load(rows=rows, words=words, activation=256 * (n % 4), row=rows * n, signal=8, wait=2 * (n == 0))
+        load(rows=rows, words=words, activation=256 * (n % 4), row=rows * n, signal=8 * (n == 5), wait=2 * (n == 0))
         for n in range(6)
     ]
     products = [
-        gemm(rows=rows, words=words, activation=activation, row=row, flags=GemmFlag.FLOAT, wait=wait, blocks=2,
+        gemm(rows=rows, words=words, activation=activation, row=row, flags=GemmFlag.FLOAT, wait=12 * (n == 0), blocks=2,
              output=Address(0, OUTPUT_AT + 0x4000 * n))
-        for n, (activation, row, wait) in enumerate(
-            [(1024, 64, 4), (0, 32, 8), (256, 40, 8), (512, 16, 8), (768, 24, 8)]
-        )
+        for n, (activation, row) in enumerate([(1024, 64), (0, 32), (256, 40), (512, 16), (768, 24)])
     ]  # fmt: skip
     machine.check(
         program(machine, fetch(words=4 * words * rows, signal=1), absolute, reciprocals, quantize, *loads, *products)
