@@ -21,7 +21,7 @@ _ID_BITS = 30
 
 
 class Decoder(Protocol):
-    """What computes the steps: a :class:`~lepton.runtime.DecoderEngine`, or the reference."""
+    """What computes the steps: a ``DecoderEngine``, or the reference."""
 
     context: int
     slots: int

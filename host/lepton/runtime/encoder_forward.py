@@ -15,7 +15,7 @@ _UNKNOWN = ("encoder_hidden_states", "past_key_values", "output_attentions", "ou
 
 
 class Encoder(Protocol):
-    """What computes the layers: an :class:`~lepton.runtime.EncoderEngine`, or the reference."""
+    """What computes the layers: an ``EncoderEngine``, or the reference."""
 
     context: int
 

@@ -89,7 +89,7 @@ class _Layers:
 
 
 class ReferenceEngine(_Layers):
-    """A :class:`~lepton.runtime.DecoderEngine` without a device: what a decoder computes, operation by operation."""
+    """A ``DecoderEngine`` without a device: what a decoder computes, operation by operation."""
 
     def __init__(self, spec: DecoderSpec, *, context: int, slots: int = 1) -> None:
         super().__init__(spec.epsilon)
@@ -101,7 +101,7 @@ class ReferenceEngine(_Layers):
     def prefill(
         self, x: F32, cosines: F32, sines: F32, *, slot: int = 0, position: int = 0, all_logits: bool = False
     ) -> F32:
-        """As that of :class:`~lepton.runtime.DecoderEngine`."""
+        """As that of ``DecoderEngine``."""
         check_length(position + len(x), self.context)
         sequence = self._sequences[slot]
         sequence.truncate(position)
@@ -115,7 +115,7 @@ class ReferenceEngine(_Layers):
         """There are no command lists."""
 
     def decode(self, x: F32, cosines: F32, sines: F32, *, slots: Sequence[int] = (0,), positions: Sequence[int]) -> F32:
-        """As that of :class:`~lepton.runtime.DecoderEngine`."""
+        """As that of ``DecoderEngine``."""
         rows = zip(slots, positions, x[:, None], cosines[:, None], sines[:, None], strict=True)
         return np.concatenate([self.prefill(*row, slot=slot, position=position) for slot, position, *row in rows])
 
@@ -149,7 +149,7 @@ class ReferenceEngine(_Layers):
 
 
 class ReferenceEncoder(_Layers):
-    """An :class:`~lepton.runtime.EncoderEngine` without a device."""
+    """An ``EncoderEngine`` without a device."""
 
     def __init__(self, spec: EncoderSpec, *, context: int) -> None:
         super().__init__(spec.epsilon)
@@ -157,7 +157,7 @@ class ReferenceEncoder(_Layers):
         self.spec, self.context = spec, context
 
     def encode(self, x: F32) -> F32:
-        """As that of :class:`~lepton.runtime.EncoderEngine`."""
+        """As that of ``EncoderEngine``."""
         check_length(len(x), self.context)
         for layer in self.spec.layers:
             x = self._normalize(float_add(self._attention(layer.attention, x), x), layer.attention_norm)
