@@ -19,6 +19,7 @@ __all__ = [
     "LeptonError",
     "MemoryFullError",
     "MissingDependencyError",
+    "SourceError",
 ]
 
 _EXPLANATIONS: Mapping[ErrorCode, tuple[str, str]] = {
@@ -47,6 +48,10 @@ class MemoryFullError(LeptonError, MemoryError):
 
 class MissingDependencyError(LeptonError, ImportError):
     """An optional part of Lepton is not installed."""
+
+
+class SourceError(LeptonError, RuntimeError):
+    """A model's files cannot be fetched, are damaged or incomplete, or hold what would be dropped."""
 
 
 class DeviceMismatchError(LeptonError, RuntimeError):

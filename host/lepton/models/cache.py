@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from lepton.errors import SourceError
+
 
 def cache_folder() -> Path:
     """The cache folder: ``$LEPTON_CACHE``, or ``lepton`` in the platform's cache folder."""
@@ -22,8 +24,15 @@ def cached(key: str, build: Callable[[Path], None], *, refresh: bool = False) ->
     target = cache_folder() / key
     if target.is_dir() and not refresh:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-") as scratch:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-")
+    except OSError as error:
+        raise SourceError(
+            f"cache '{target.parent}': must be a folder that can be written, but is not ({error.strerror}); set "
+            f"LEPTON_CACHE to one"
+        ) from error
+    with directory as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
         build(folder)
