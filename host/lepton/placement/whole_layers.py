@@ -85,7 +85,9 @@ def compile_layers(
         while wanted is None and context > _SHORT_CONTEXT and not _sequences(spec, config, context, free):
             context //= 2
         sequences = sequences or max(1, _sequences(spec, config, context, free))
-        engine: Any = DecoderEngine(executor.device, spec, context=context, slots=sequences, programs=programs)
+        engine: Any = DecoderEngine(
+            executor.device, spec, context=context, slots=sequences, programs=programs, timeout=executor.timeout
+        )
     else:
         sequences = sequences or MAX_SEQUENCES
         engine = ReferenceEngine(spec, context=context, slots=sequences)
@@ -118,7 +120,7 @@ def _compile_encoder(
     positions = getattr(recognized.base.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
     tokens = min(context or MAX_CONTEXT, positions)
     if isinstance(executor, DeviceExecutor):
-        engine: Any = EncoderEngine(executor.device, spec, context=tokens)
+        engine: Any = EncoderEngine(executor.device, spec, context=tokens, timeout=executor.timeout)
     else:
         engine = ReferenceEncoder(spec, context=tokens)
     report = _report(model, executor, config, recognized, reasons)

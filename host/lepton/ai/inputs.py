@@ -1,0 +1,112 @@
+"""What a model can take: token ids of its vocabulary, and no more of them than it has positions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lepton.errors import InputError
+
+_IDS = (torch.int64, torch.int32)
+
+_POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+_OTHER_SENSES = ("vision", "visual", "audio")
+"""Parts of the names of modules whose positions are not those of text."""
+
+
+def check_ids(module: PreTrainedModel, subject: str, ids: Any, *, length: int, new: int, decoder: bool) -> None:
+    """Raise :class:`InputError` unless ``ids`` are ids [B, T] that the model knows, and it has positions for them.
+
+    ``length`` is the most tokens of a sequence of them, ``new`` how many are generated; ``decoder`` says which side of
+    an encoder-decoder model they are for.
+    """
+    if not isinstance(ids, Tensor):
+        raise InputError(f"{subject}: must be a tensor of token ids [B, T], not {type(ids).__name__}; convert them")
+    if ids.dtype not in _IDS or ids.ndim != 2:
+        remedy = "add a dimension for the batch" if ids.ndim == 1 else "use those of the model's tokenizer"
+        raise InputError(f"{subject}: must have token ids [B, T], not {ids.dtype}{list(ids.shape)}; {remedy}")
+    part = _side(module, decoder)
+    limit = _positions(module, part)
+    if limit is not None and length + new > limit:
+        more = f" and {new} new ones" if new else ""
+        raise InputError(
+            f"{subject}: tokens{' and new tokens' if new else ''} must be at most {limit} together, "
+            f"not {length}{more}; shorten it"
+        )
+    vocabulary = _vocabulary(part)
+    if vocabulary and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
+        raise InputError(
+            f"{subject}: token ids must be 0 to {vocabulary - 1}, not {int(ids.min())} to {int(ids.max())}; "
+            f"use the model's tokenizer"
+        )
+
+
+def _side(module: PreTrainedModel, decoder: bool) -> Any:
+    """The part of an encoder-decoder model that reads the ids; of others all of it."""
+    if not module.config.is_encoder_decoder:
+        return module
+    part = module.get_decoder() if decoder else module.get_encoder()
+    return part if isinstance(part, nn.Module) else module
+
+
+def _vocabulary(part: Any) -> int | None:
+    try:
+        table = part.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        table = None
+    if isinstance(table, nn.Embedding):
+        return table.num_embeddings
+    return getattr(part.config.get_text_config(), "vocab_size", None)
+
+
+def _positions(module: PreTrainedModel, part: Any) -> int | None:
+    """Most tokens that ``part`` has positions for, or None if there is no limit.
+
+    A table of positions has its length, less the places that are kept for padding. Without one, it is the length for
+    which plain rotary positions were trained; scaled ones go on beyond it, and relative ones have no end.
+    """
+    text = part.config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    limit = limit if isinstance(limit, int) and limit > 0 else None
+    tables = [
+        table.num_embeddings - _reserved(table)
+        for name, table in part.named_modules()
+        if isinstance(table, nn.Embedding)
+        and name.rpartition(".")[2] in _POSITION_TABLES
+        and not any(sense in name for sense in _OTHER_SENSES)
+    ]
+    if tables:
+        return min([*tables, *([] if limit is None or module.config.is_encoder_decoder else [limit])])
+    rotary: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    kinds = {rotary.get("rope_type"), *(v.get("rope_type") for v in rotary.values() if isinstance(v, dict))} - {None}
+    return limit if kinds <= {"default"} and not getattr(text, "alibi", False) else None
+
+
+def _reserved(table: nn.Embedding) -> int:
+    """Rows of a table of positions that no token has."""
+    offset = getattr(table, "offset", 0)
+    return offset if table.padding_idx is None else table.padding_idx + 1
+
+
+def longest(ids: Any, mask: Any) -> int:
+    """Tokens of the longest of sequences [B, T], without the padding that ``mask`` says."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return 0
+    if isinstance(mask, Tensor) and mask.shape == ids.shape and mask.numel():
+        return int((mask != 0).sum(1).max())
+    return ids.shape[1]
+
+
+def setting(module: PreTrainedModel, options: dict[str, Any], name: str) -> Any:
+    """What ``generate`` of transformers takes for an option: the caller's, or that of a generation configuration."""
+    configurations = (options.get("generation_config"), module.generation_config)
+    values = (options.get(name), *(getattr(configuration, name, None) for configuration in configurations))
+    return next((value for value in values if value is not None), None)
+
+
+def rows_of_prompt(module: PreTrainedModel, options: dict[str, Any]) -> int:
+    """Sequences that are computed together for each prompt: beams, or independent answers."""
+    values = (setting(module, options, name) for name in ("num_beams", "num_return_sequences"))
+    return max((int(value) for value in values if value is not None), default=1)
