@@ -215,9 +215,7 @@ _YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.
         ({"rope.freq_base": 5e5}, {"rope_type": "default", "rope_theta": 5e5}),
     ],
 )  # fmt: skip
-def test_A13_rotary_metadata_is_applied(
-    tmp_path: Path, metadata: dict[str, Any], parameters: dict[str, Any]
-) -> None:
+def test_A13_rotary_metadata_is_applied(tmp_path: Path, metadata: dict[str, Any], parameters: dict[str, Any]) -> None:
     model = _llama(rope_parameters={"rope_theta": 10_000.0} | parameters)
     logits = _logits(_write(tmp_path / "a.gguf", _tensors(model), metadata))
     assert torch.equal(logits, model(input_ids=IDS).logits)
@@ -244,7 +242,9 @@ def test_A13_rotary_metadata_is_applied(
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_A13_other_metadata_is_refused_by_name(tmp_path: Path, metadata: dict[str, Any], key: str) -> None:
-    with pytest.raises(SourceError, match=rf"^model '.*': metadata must be .*, but (llama\.)?{key} = .*; load the orig"):
+    with pytest.raises(
+        SourceError, match=rf"^model '.*': metadata must be .*, but (llama\.)?{key} = .*; load the orig"
+    ):
         resolve(_write(tmp_path / "a.gguf", _tensors(_llama()), metadata))
     assert not any((tmp_path / "cache").iterdir())
 

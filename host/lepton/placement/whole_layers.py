@@ -76,7 +76,7 @@ def compile_layers(
     spec = recognized.spec
     if reason := unsupported_reason(spec, config):
         raise UnsupportedModel(reason)
-    if programs and programs.fit(config):
+    if programs and programs.fit(config, spec):
         context, sequences = context or programs.context, sequences or programs.slots
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", MAX_CONTEXT)
     wanted, context = context, min(context or DEFAULT_CONTEXT, positions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lepton.compiler.command_lists import COMPILER, CommandLists
+from lepton.compiler.command_lists import COMPILER, CommandLists, digest_of
 from lepton.compiler.decoder import BLOCKS_AT_A_TIME, CONTEXTS, DecoderCompiler
 from lepton.compiler.layout import Layout, unsupported_reason
 from lepton.compiler.step import StepShape, set_contexts
@@ -81,7 +81,7 @@ class DecoderEngine:
         self._programs: dict[StepShape, _Program] = {}
         self._compiled: dict[StepShape, bytes] = {}
         most_tokens = None
-        if programs and programs.fit(device.config) and (programs.context, programs.slots) == (context, slots):
+        if programs and programs.fit(device.config, spec) and (programs.context, programs.slots) == (context, slots):
             self._compiled.update(programs.lists)
             most_tokens = programs.rows
         self._compiler = DecoderCompiler(self._layout, most_tokens)
@@ -130,6 +130,7 @@ class DecoderEngine:
                 self._encoded(step)
         return CommandLists(
             compiler=COMPILER,
+            model=digest_of(self.spec),
             config_word=self.device.config.word,
             context=self.context,
             slots=self.slots,
