@@ -29,18 +29,26 @@ def check_ids(module: PreTrainedModel, subject: str, ids: Any, *, length: int, n
         raise InputError(f"{subject}: must have token ids [B, T], not {ids.dtype}{list(ids.shape)}; {remedy}")
     part = _side(module, decoder)
     limit = _positions(module, part)
-    if limit is not None and length + new > limit:
-        more = f" and {new} new ones" if new else ""
-        raise InputError(
-            f"{subject}: tokens{' and new tokens' if new else ''} must be at most {limit} together, "
-            f"not {length}{more}; shorten it"
-        )
+    if limit is not None and not fits(limit, length, new):
+        raise InputError(f"{subject}: {too_long(limit, length, new)}; shorten it")
     vocabulary = _vocabulary(part)
     if vocabulary and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
         raise InputError(
             f"{subject}: token ids must be 0 to {vocabulary - 1}, not {int(ids.min())} to {int(ids.max())}; "
             f"use the model's tokenizer"
         )
+
+
+def fits(limit: int, length: int, new: int) -> bool:
+    """Whether ``length`` tokens, and ``new`` generated ones but for the last, which is not read, are in ``limit``."""
+    return length + max(0, new - 1) <= limit
+
+
+def too_long(limit: int, length: int, new: int) -> str:
+    """The rule and the offender of an error for what does not fit."""
+    if not new:
+        return f"tokens must be at most {limit}, not {length}"
+    return f"tokens and new tokens but the last must be at most {limit} together, not {length} and {new} new ones"
 
 
 def _side(module: PreTrainedModel, decoder: bool) -> Any:

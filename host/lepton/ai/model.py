@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from lepton.ai.inputs import check_ids, longest, rows_of_prompt, setting
+from lepton.ai.inputs import check_ids, fits, longest, rows_of_prompt, setting, too_long
 from lepton.ai.stream import TextStream, close_streams
 from lepton.errors import InputError
 from lepton.placement import Report
@@ -153,11 +153,17 @@ class LeptonModel:
         if setting(module, kwargs, "stop_strings") is not None:
             kwargs.setdefault("tokenizer", self._tokenizer())
         rows = rows_of_prompt(module, kwargs)
-        if stream and (not isinstance(prompt, str | Tensor) or rows > 1 or whole or kwargs.get("streamer")):
-            raise InputError(
-                "stream: must be one prompt without beams, several answers, return_dict_in_generate or a streamer; "
-                "generate without stream=True"
-            )
+        if stream:
+            several = {
+                "several prompts": len(prompt) != 1 if isinstance(prompt, Tensor) else not isinstance(prompt, str),
+                f"{rows} beams or answers": rows > 1,
+                "return_dict_in_generate": whole,
+                "a streamer": kwargs.get("streamer") is not None,
+            }
+            if offender := next((what for what, found in several.items() if found), None):
+                raise InputError(
+                    f"stream: must be one prompt with one answer, not {offender}; generate without stream=True"
+                )
         batches = self._batches(prompt, chat, rows, kwargs.get("attention_mask"))
         if whole and len(batches) > 1:
             raise InputError(
@@ -176,8 +182,6 @@ class LeptonModel:
         generate: Callable[..., Any] = module.generate  # type: ignore[reportAssignmentType]
         options = {"max_new_tokens": max_new_tokens, **kwargs}
         if stream:
-            if batches[0]["input_ids"].shape[0] != 1:
-                raise InputError("stream: must be one prompt without beams, not several; generate without stream=True")
             return TextStream(generate, self._tokenizer(), {**batches[0], **options}, module)
         results = [generate(**{**batch, **options}) for batch in batches]
         if isinstance(prompt, Tensor) or whole:
@@ -238,13 +242,15 @@ class LeptonModel:
                     f"{len(prompt) * rows}; load the model with sequences={len(prompt) * rows}, or split it"
                 )
             return [{"input_ids": prompt}]
-        prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Sequence) else list(prompt)
         if mask is not None:
             raise InputError("attention_mask: must be left out with text, which has its own; pass token ids with it")
-        size = len(prompts) if fitting is None else fitting // rows
+        groups: list[Any] = [prompt]
+        if isinstance(prompt, list | tuple) and fitting is not None:
+            size = fitting // rows
+            groups = [prompt[first : first + size] for first in range(0, max(1, len(prompt)), size)]
         batches = []
-        for first in range(0, max(1, len(prompts)), max(1, size)):
-            batch = dict(self.encode(prompts[first : first + size], chat=chat))
+        for group in groups:
+            batch = dict(self.encode(group, chat=chat))
             batch.pop("token_type_ids", None)
             batches.append(batch)
         return batches
@@ -256,11 +262,10 @@ class LeptonModel:
         length = longest(ids, mask)
         check_ids(self.module, subject, ids, length=length, new=new, decoder=decoder)
         on_device = self._decoder()
-        if new and on_device is not None and length + new > on_device.context:
+        if new and on_device is not None and not fits(on_device.context, length, new):
             raise InputError(
-                f"{subject}: tokens and new tokens must be at most {on_device.context} together, the context that the "
-                f"device was loaded with, not {length} and {new} new ones; load the model with context={length + new}, "
-                f"or shorten it"
+                f"{subject}: {too_long(on_device.context, length, new)}, since the device was loaded with a context of "
+                f"{on_device.context}; load the model with context={length + new}, or shorten it"
             )
 
 
