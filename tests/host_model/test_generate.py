@@ -148,7 +148,7 @@ def test_stream_hands_on_errors(load: Callable[..., lai.LeptonModel]) -> None:
         ({"prompt": 5}, r"^prompt: must be a text or several, not 5; pass token ids as a tensor$"),
         ({"prompt": "w5", "max_new_tokens": 0}, r"^max_new_tokens: must be a whole number from 1, not 0$"),
         ({"prompt": "w5", "chat": True}, r"^prompt: chat=True needs a chat template, but the model has none; "),
-        ({"prompt": ["w5", "w6"], "stream": True}, r"^stream: must be one prompt with one answer, not several prompts; "),
+        ({"prompt": ["w5", "w6"], "stream": True}, r"^stream: must be one prompt with one answer, not several prompts"),
     ],
 )
 def test_bad_prompts(load: Callable[..., lai.LeptonModel], arguments: dict[str, Any], message: str) -> None:

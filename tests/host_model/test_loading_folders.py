@@ -245,7 +245,7 @@ def test_A10_tied_embeddings(tmp_path: Path, build: Callable[[], PreTrainedModel
         kept = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
         assert kept == settings
         loaded.save(tmp_path)
-    assert float((logits.norm() / exact.norm())) == pytest.approx(1, abs=0.02)
+    assert float(logits.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
     assert torch.corrcoef(torch.stack([logits.flatten(), exact.flatten()]))[0, 1] > 0.99
     with lai.load_model(tmp_path, "reference") as again:
         assert torch.equal(again(input_ids=IDS, decoder_input_ids=IDS).logits, logits)

@@ -199,16 +199,22 @@ _LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
 _YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 4_096}
 
 
+_YARN_OF_TRANSFORMERS = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4_096}
+
+
 @pytest.mark.parametrize(
     ("metadata", "parameters"),
     [
         (_LINEAR, {"rope_type": "linear", "factor": 4.0}),
         ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
-        (_LINEAR | {"rope.scaling.finetuned": True, "rope.scaling.attn_factor": 1.0}, {"rope_type": "linear", "factor": 4.0}),
-        (_YARN, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4_096}),
+        (
+            _LINEAR | {"rope.scaling.finetuned": True, "rope.scaling.attn_factor": 1.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+        (_YARN, _YARN_OF_TRANSFORMERS),
         (
             _YARN | {"rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 2.0},
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4_096, "beta_fast": 16.0, "beta_slow": 2.0},
+            _YARN_OF_TRANSFORMERS | {"beta_fast": 16.0, "beta_slow": 2.0},
         ),
         ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"rope_type": "default"}),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, {"rope_type": "default"}),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def check_options(device: str, *, context: Any, sequences: Any, memory_bytes: An
                 f"{subject}: must be left out on '{device}', which has no device memory, but is {value}; choose a "
                 f"device of {', '.join(DEVICES)}"
             )
-    if not isinstance(timeout, Real) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
         raise InputError(f"timeout: must be a positive number of seconds, not {timeout!r}; leave it out for 600")
 
 

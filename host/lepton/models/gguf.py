@@ -95,7 +95,7 @@ def convert(path: Path, folder: Path) -> None:
     rotary_factors = next((tensor.data for tensor in reader.tensors if tensor.name == _ROTARY_FACTORS), None)
     _apply(path, metadata, rotary_factors, config)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             config=config,
@@ -105,6 +105,7 @@ def convert(path: Path, folder: Path) -> None:
         )
     except Exception as error:
         raise _unreadable(path, error) from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise SourceError(
             f"model '{path}': must hold every weight of {type(model).__name__}, but {_listed(missing)} is missing; "
@@ -256,7 +257,7 @@ def _scaled(scaling: Mapping[str, Any], parameters: Mapping[str, Any], refuse: A
         del scaling["attn_factor"]
     names = _SCALED_ROTARY.get("linear" if kind == "none" else kind)
     plain = kind == "none" or (kind == "linear" and scaling.get("factor", 1) in (0, 1))
-    if names is None or not plain and ("rope_theta" not in parameters or "factor" not in scaling):
+    if names is None or (not plain and ("rope_theta" not in parameters or "factor" not in scaling)):
         raise refuse("type", "cannot be expressed in transformers")
     for name in scaling:
         if name not in names:
