@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    RobertaForMultipleChoice,
     RobertaModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -291,6 +292,8 @@ def test_B7_stop_strings(load: Load, device: str, own: bool) -> None:
     ids=repr,
 )  # fmt: skip
 def test_B9_A17_ids_of_forward(load: Load, layers: bool, ids: Any) -> None:
+    if not layers and isinstance(ids, torch.Tensor) and ids.ndim == 3:
+        pytest.skip("some models of transformers take choices or codebooks")
     model = load(_llama, "reference", layers=layers)
     for call in (lambda: model(ids), lambda: model(input_ids=ids)):
         with pytest.raises(InputError, match=r"^input_ids: "):
@@ -332,6 +335,10 @@ def _roberta() -> PreTrainedModel:
     )
 
 
+def _choices() -> PreTrainedModel:
+    return RobertaForMultipleChoice(_roberta().config)
+
+
 @pytest.mark.parametrize("layers", [True, False])
 def test_B9_positions_kept_for_padding(load: Load, layers: bool) -> None:
     model = load(_roberta, "reference", layers=layers)
@@ -349,6 +356,14 @@ def test_B9_scaled_rotary_positions_go_on(load: Load, kind: str) -> None:
     logits = model(input_ids=ids).logits
     assert torch.nn.functional.cosine_similarity(logits, exact, dim=-1).min() > 0.98
     assert model.generate(ids, 4, do_sample=False).shape[1] > 100
+
+
+def test_B9_choices(load: Load) -> None:
+    """Several texts of an example are a dimension more."""
+    model = load(_choices, "reference")
+    ids = torch.randint(3, VOCABULARY, (2, 3, 9), generator=torch.Generator().manual_seed(1))
+    exact = build(_choices)(input_ids=ids).logits
+    assert torch.allclose(model(input_ids=ids).logits, exact, atol=0.02 * float(exact.abs().max()))
 
 
 def test_B9_use_after_close(load: Load) -> None:

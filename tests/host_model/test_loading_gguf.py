@@ -188,7 +188,14 @@ def test_A13_rotary_factors_of_one_change_nothing(tmp_path: Path) -> None:
     assert torch.equal(_logits(_write(tmp_path / "a.gguf", tensors)), model(input_ids=IDS).logits)
 
 
-@pytest.mark.parametrize("factors", [np.linspace(1, 9, 16), np.ones(8) * 2, np.full(16, 3.0)], ids=str)
+_NEARLY = np.concatenate([np.ones(15), [1.001]])
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [np.linspace(1, 9, 16), np.ones(8) * 2, np.full(16, 3.0), _NEARLY],
+    ids=["others", "too-few", "of-all", "nearly"],
+)
 def test_A13_other_rotary_factors_are_refused(tmp_path: Path, factors: np.ndarray) -> None:
     tensors = _tensors(_llama()) | {"rope_freqs.weight": factors}
     with pytest.raises(SourceError, match=r"^model '.*': rope_freqs.weight must be the factors of Llama 3"):

@@ -68,7 +68,7 @@ def test_A17_timeout_is_honoured(make_model: Make, kind: str, layers: bool, monk
 def test_A17_limits_are_honoured(make_model: Make) -> None:
     with lai.load_model(make_model("llama"), "emulator", context=20, sequences=3) as loaded:
         with pytest.raises(InputError, match=r"^prompt: .* must be at most 20 together"):
-            loaded.generate(IDS, 18)
+            loaded.generate(IDS, 19)
         with pytest.raises(InputError, match=r"^prompt: must be at most 3 sequences at a time"):
             loaded.generate(IDS.expand(4, -1), 2)
 

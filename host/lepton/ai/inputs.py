@@ -16,23 +16,30 @@ _OTHER_SENSES = ("vision", "visual", "audio")
 """Parts of the names of modules whose positions are not those of text."""
 
 
-def check_ids(module: PreTrainedModel, subject: str, ids: Any, *, length: int, new: int, decoder: bool) -> None:
-    """Raise :class:`InputError` unless ``ids`` are ids [B, T] that the model knows, and it has positions for them.
+def check_ids(
+    module: PreTrainedModel, subject: str, ids: Any, *, length: int, new: int, decoder: bool, flat: bool
+) -> None:
+    """Raise :class:`InputError` unless ``ids`` are ids [B, S] that the model knows, and it has positions for them.
 
     ``length`` is the most tokens of a sequence of them, ``new`` how many are generated; ``decoder`` says which side of
-    an encoder-decoder model they are for.
+    an encoder-decoder model they are for. Without ``flat`` they may have more dimensions, as for multiple choices.
     """
     if not isinstance(ids, Tensor):
-        raise InputError(f"{subject}: must be a tensor of token ids [B, T], not {type(ids).__name__}; convert them")
-    if ids.dtype not in _IDS or ids.ndim != 2:
-        remedy = "add a dimension for the batch" if ids.ndim == 1 else "use those of the model's tokenizer"
-        raise InputError(f"{subject}: must have token ids [B, T], not {ids.dtype}{list(ids.shape)}; {remedy}")
+        raise InputError(f"{subject}: must be a tensor of token ids [B, S], not {type(ids).__name__}; convert them")
+    if ids.dtype not in _IDS or ids.ndim < 2 or (flat and ids.ndim > 2) or (new and 0 in ids.shape):
+        remedy = "add a dimension for the batch" if ids.ndim == 1 else "use those that the model's tokenizer gives"
+        raise InputError(f"{subject}: must have token ids [B, S], not {ids.dtype}{list(ids.shape)}; {remedy}")
     part = _side(module, decoder)
     limit = _positions(module, part)
     if limit is not None and not fits(limit, length, new):
         raise InputError(f"{subject}: {too_long(limit, length, new)}; shorten it")
     vocabulary = _vocabulary(part)
-    if vocabulary and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
+    if (
+        vocabulary is not None
+        and ids.ndim == 2
+        and ids.numel()
+        and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary)
+    ):
         raise InputError(
             f"{subject}: token ids must be 0 to {vocabulary - 1}, not {int(ids.min())} to {int(ids.max())}; "
             f"use the model's tokenizer"
@@ -60,13 +67,12 @@ def _side(module: PreTrainedModel, decoder: bool) -> Any:
 
 
 def _vocabulary(part: Any) -> int | None:
+    """How many tokens have an embedding, or None if there is no one table of them."""
     try:
         table = part.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        table = None
-    if isinstance(table, nn.Embedding):
-        return table.num_embeddings
-    return getattr(part.config.get_text_config(), "vocab_size", None)
+        return None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
 def _positions(module: PreTrainedModel, part: Any) -> int | None:
@@ -105,16 +111,3 @@ def longest(ids: Any, mask: Any) -> int:
     if isinstance(mask, Tensor) and mask.shape == ids.shape and mask.numel():
         return int((mask != 0).sum(1).max())
     return ids.shape[1]
-
-
-def setting(module: PreTrainedModel, options: dict[str, Any], name: str) -> Any:
-    """What ``generate`` of transformers takes for an option: the caller's, or that of a generation configuration."""
-    configurations = (options.get("generation_config"), module.generation_config)
-    values = (options.get(name), *(getattr(configuration, name, None) for configuration in configurations))
-    return next((value for value in values if value is not None), None)
-
-
-def rows_of_prompt(module: PreTrainedModel, options: dict[str, Any]) -> int:
-    """Sequences that are computed together for each prompt: beams, or independent answers."""
-    values = (setting(module, options, name) for name in ("num_beams", "num_return_sequences"))
-    return max((int(value) for value in values if value is not None), default=1)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from lepton.ai.inputs import check_ids, fits, longest, rows_of_prompt, setting, too_long
+from lepton.ai.generation import check_generation, check_stream, gives_object, rows_of_prompt, setting
+from lepton.ai.inputs import check_ids, fits, longest, too_long
+from lepton.ai.prompts import encode
 from lepton.ai.stream import TextStream, close_streams
 from lepton.errors import InputError
 from lepton.placement import Report
@@ -17,9 +19,6 @@ from lepton.runtime.decoder_forward import Decoder, DecoderForward
 from lepton.runtime.executor import Executor
 
 _IDS_OF_FORWARD = ("input_ids", "decoder_input_ids")
-
-_ONLY_IN_A_DICT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-"""What ``generate`` of transformers computes, and drops unless it returns an object."""
 
 
 class LeptonModel:
@@ -94,30 +93,9 @@ class LeptonModel:
         Several are padded on the left, where new tokens follow; for the encoder of an encoder-decoder model on the
         right. ``chat`` wraps each as a user's message in the model's chat template; by default if it has one.
         """
-        tokenizer = self._tokenizer()
-        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise InputError(f"prompt: must be a text or several, not {prompt!r}; pass token ids as a tensor")
-        if chat and not tokenizer.chat_template:
-            raise InputError("prompt: chat=True needs a chat template, but the model has none; leave chat out")
-        chat = bool(tokenizer.chat_template) and chat is not False
-        if chat:
-            prompts = [_as_message(tokenizer, p) for p in prompts]
-        if len(prompts) > 1 and tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise InputError(
-                    "tokenizer: must have a token for padding to take several prompts, but has neither that nor one "
-                    "for the end; set tokenizer.pad_token, or pass the prompts one by one"
-                )
-            tokenizer.pad_token = tokenizer.eos_token
         config = getattr(self.module, "config", None)
-        return tokenizer(
-            prompts,
-            return_tensors="pt",
-            padding=len(prompts) > 1,
-            padding_side="right" if getattr(config, "is_encoder_decoder", False) else "left",
-            add_special_tokens=not chat,
-        ).to(self.host_device)
+        side = "right" if getattr(config, "is_encoder_decoder", False) else "left"
+        return encode(self._tokenizer(), prompt, chat=chat, padding_side=side).to(self.host_device)
 
     def generate(
         self,
@@ -143,42 +121,20 @@ class LeptonModel:
         module = self.module
         if not isinstance(module, PreTrainedModel) or not module.can_generate():
             raise InputError(f"model {type(module).__name__}: must be able to generate, but is not; call forward")
-        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: must be a whole number from 1, not {max_new_tokens!r}")
-        if kwargs.get("max_length") is not None:
-            raise InputError("max_length: must be left out, since max_new_tokens is the limit; pass that")
-        whole = bool(setting(module, kwargs, "return_dict_in_generate"))
-        if lost := [name for name in _ONLY_IN_A_DICT if kwargs.get(name) and not whole]:
-            raise InputError(f"{lost[0]}: must have return_dict_in_generate=True, or it would be lost; pass both")
+        check_generation(module, max_new_tokens, kwargs)
         if setting(module, kwargs, "stop_strings") is not None:
             kwargs.setdefault("tokenizer", self._tokenizer())
-        rows = rows_of_prompt(module, kwargs)
         if stream:
-            several = {
-                "several prompts": len(prompt) != 1 if isinstance(prompt, Tensor) else not isinstance(prompt, str),
-                f"{rows} beams or answers": rows > 1,
-                "return_dict_in_generate": whole,
-                "a streamer": kwargs.get("streamer") is not None,
-            }
-            if offender := next((what for what, found in several.items() if found), None):
-                raise InputError(
-                    f"stream: must be one prompt with one answer, not {offender}; generate without stream=True"
-                )
-        batches = self._batches(prompt, chat, rows, kwargs.get("attention_mask"))
+            check_stream(module, prompt, kwargs)
+        batches = self._batches(prompt, chat, rows_of_prompt(module, kwargs), kwargs.get("attention_mask"))
+        whole = gives_object(module, kwargs)
         if whole and len(batches) > 1:
             raise InputError(
                 f"return_dict_in_generate: must be for prompts that fit the device together, but they are "
                 f"{len(batches)} groups; load the model with more sequences=, or generate one group after the other"
             )
         for batch in batches:
-            mask = batch.get("attention_mask", kwargs.get("attention_mask"))
-            new = 0 if module.config.is_encoder_decoder else max_new_tokens
-            self._check_ids("prompt", batch["input_ids"], mask, new=new)
-        if module.config.is_encoder_decoder:
-            start = kwargs.get("decoder_input_ids")
-            start = torch.zeros(1, 1, dtype=torch.long) if start is None else start
-            mask = kwargs.get("decoder_attention_mask")
-            self._check_ids("decoder_input_ids", start, mask, new=max_new_tokens, decoder=True)
+            self._check_fits(batch | kwargs, max_new_tokens)
         generate: Callable[..., Any] = module.generate  # type: ignore[reportAssignmentType]
         options = {"max_new_tokens": max_new_tokens, **kwargs}
         if stream:
@@ -255,29 +211,25 @@ class LeptonModel:
             batches.append(batch)
         return batches
 
+    def _check_fits(self, options: dict[str, Any], new: int) -> None:
+        """Raise :class:`InputError` if ``new`` tokens cannot follow, of an encoder-decoder model in the decoder."""
+        assert isinstance(self.module, PreTrainedModel)
+        ids, mask = options["input_ids"], options.get("attention_mask")
+        if not self.module.config.is_encoder_decoder:
+            self._check_ids("prompt", ids, mask, new=new)
+            return
+        self._check_ids("prompt", ids, mask)
+        start, mask = options.get("decoder_input_ids"), options.get("decoder_attention_mask")
+        start = torch.zeros(1, 1, dtype=torch.long) if start is None else start
+        self._check_ids("decoder_input_ids", start, mask, new=new, decoder=True)
+
     def _check_ids(self, subject: str, ids: Any, mask: Any, *, new: int = 0, decoder: bool = False) -> None:
         assert isinstance(self.module, PreTrainedModel)
-        if new and isinstance(ids, Tensor) and ids.ndim == 2 and (0 in ids.shape or ids.is_floating_point()):
-            raise InputError(f"{subject}: must have token ids [B, S], not {ids.dtype}{list(ids.shape)}; give it some")
-        length = longest(ids, mask)
-        check_ids(self.module, subject, ids, length=length, new=new, decoder=decoder)
-        on_device = self._decoder()
+        length, on_device = longest(ids, mask), self._decoder()
+        flat = bool(new) or on_device is not None
+        check_ids(self.module, subject, ids, length=length, new=new, decoder=decoder, flat=flat)
         if new and on_device is not None and not fits(on_device.context, length, new):
             raise InputError(
                 f"{subject}: {too_long(on_device.context, length, new)}, since the device was loaded with a context of "
                 f"{on_device.context}; load the model with context={length + new}, or shorten it"
             )
-
-
-def _as_message(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """``text`` as a user's message in the chat template of the tokenizer."""
-    message = [{"role": "user", "content": text}]
-    try:
-        result = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # templates raise what they like
-        raise InputError(
-            f"prompt: the model's chat template must take a user's message, but raised {type(error).__name__}: {error}"
-            f"; pass chat=False and write the prompt as the model expects it"
-        ) from error
-    assert isinstance(result, str)
-    return result
