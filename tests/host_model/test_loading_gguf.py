@@ -8,11 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Lfm2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Starcoder2Config
 
 from lepton.ai import load_model
 from lepton.errors import SourceError
 from lepton.models import resolve
+from lepton.models.gguf import apply_metadata
 
 VOCABULARY = 96
 SHAPE: dict[str, Any] = {
@@ -274,8 +275,21 @@ def test_A13_metadata_that_agrees_is_accepted(tmp_path: Path, metadata: dict[str
     assert torch.equal(_logits(_write(tmp_path / "a.gguf", _tensors(model), metadata)), model(input_ids=IDS).logits)
 
 
-def test_A13_base_that_the_file_leaves_out(tmp_path: Path) -> None:
-    """Readers of GGUF take 10,000, whatever transformers takes for the family."""
+@pytest.mark.parametrize(
+    ("config", "metadata", "base"),
+    [
+        (Starcoder2Config(), {"starcoder2.rope.freq_base": 5e5}, 5e5),
+        (Lfm2Config(rope_parameters={"rope_type": "default", "rope_theta": 1e6}), {}, 10_000.0),
+    ],
+    ids=["dropped by transformers", "left out by the file"],
+)
+def test_A13_base_of_the_rotary_positions(config: Any, metadata: dict[str, Any], base: float) -> None:
+    """It is what readers of GGUF take, 10,000 if the file does not say."""
+    apply_metadata(Path("a.gguf"), {"general.architecture": config.model_type, **metadata}, None, config)
+    assert config.rope_parameters["rope_theta"] == base
+
+
+def test_A13_another_family(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         config = Qwen2Config(**SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})

@@ -93,7 +93,7 @@ def convert(path: Path, folder: Path) -> None:
     except Exception as error:  # transformers and gguf raise many kinds
         raise _unreadable(path, error) from error
     rotary_factors = next((tensor.data for tensor in reader.tensors if tensor.name == _ROTARY_FACTORS), None)
-    _apply(path, metadata, rotary_factors, config)
+    apply_metadata(path, metadata, rotary_factors, config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -164,7 +164,7 @@ def _unread(model: PreTrainedModel, names: Iterable[str], architecture: str) -> 
     return [name for name in names if name not in known and name.removesuffix(".weight") not in known]
 
 
-def _apply(path: Path, metadata: Mapping[str, Any], rotary_factors: Any, config: Any) -> None:
+def apply_metadata(path: Path, metadata: Mapping[str, Any], rotary_factors: Any, config: Any) -> None:
     """Make ``config`` say what the metadata says, or raise :class:`SourceError` for what it cannot express."""
 
     def refuse(key: str, reason: str) -> SourceError:
