@@ -1,14 +1,11 @@
 """The command that estimates a model's speed on a board."""
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
-from lepton.cli.common import JsonOption, ModelArgument, print_json
+from lepton.cli.common import JsonOption, ModelArgument, show, table, write_json, write_text
 from lepton.estimate.boards import BOARDS
 from lepton_hw.config import get_config
 
@@ -41,16 +38,11 @@ def estimate(
     result = run(decoder_shape(model), build, memory, context=context, tokens=tokens)
     report = to_dict(result, build, chosen, memory)
     if trace is not None:
-        trace.write_text(dumps(timeline(result.commands, result.run.activities, clock=chosen.clock)))
+        write_json(trace, timeline(result.commands, result.run.activities, clock=chosen.clock))
     if roofline is not None:
-        roofline.write_text(draw(result, build, chosen, memory))
-    if json:
-        print_json(report)
-        return
-    columns = ("", "Mcycles", "ms", "MB", "memory", "array", "vector", "limit")
-    table = Table(columns[0], *(Column(name, justify="right") for name in columns[1:-1]), columns[-1])
-    for part in (*report["parts"], report["total"]):
-        table.add_row(
+        write_text(roofline, draw(result, build, chosen, memory))
+    rows = (
+        (
             part["name"],
             f"{part['cycles'] / 1e6:.3f}",
             f"{part['seconds'] * 1e3:.1f}",
@@ -58,9 +50,11 @@ def estimate(
             *(f"{share:.0%}" for share in part["utilization"].values()),
             part["limit"],
         )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
+        for part in (*report["parts"], report["total"])
+    )
+    header = ("", "Mcycles", "ms", "MB", "memory", "array", "vector", "limit")
+    line = (
         f"{build.name} on {chosen.name}, {chosen.clock:g} MHz: {report['tokens_per_second']:.4g} tokens/s, "
         f"{report['bytes_per_second'] / 1e9:.3g} of {report['memory_gb_per_second']:.3g} GB/s"
     )
+    show(report, table(header, rows, numbers=True), line, as_json=json)
