@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from lepton.cli import app
 from lepton.errors import InputError
-from lepton.estimate import BOARDS, Memory, decoder_shape, estimate, execute, get_board, model, timing
+from lepton.estimate import Memory, decoder_shape, estimate, execute, get_target, model, target_of, timing
 from lepton.estimate.kernel import JobQueue, Loop, Process, Semaphores
 from lepton.estimate.memory import Bus
 from lepton.estimate.trace import timeline
 from lepton_hw.activity import UNITS
+from lepton_hw.boards import get_board
 from lepton_hw.commands import (
     Address,
     Append,
@@ -32,6 +33,7 @@ from lepton_hw.commands import (
     VectorFlag,
 )
 from lepton_hw.config import PAGE_BYTES, get_config
+from lepton_hw.errors import ConfigError
 
 NANO, SIM = get_config("nano"), get_config("sim")
 SMALL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 32}
@@ -229,8 +231,8 @@ def test_errors(folder: Path) -> None:
         estimate(spec, SIM, Memory(), context=8, tokens=9)
     with pytest.raises(InputError, match="bandwidth must be"):
         Memory(bandwidth=2)
-    with pytest.raises(InputError, match="board 'mars': must be one of sim, "):
-        get_board("mars")
+    with pytest.raises(ConfigError, match=r"board 'mars': must be one of .*pynq_z2, zcu104"):
+        get_target("mars")
 
 
 def test_a_list_that_waits_for_ever() -> None:
@@ -239,10 +241,35 @@ def test_a_list_that_waits_for_ever() -> None:
         execute(SIM, commands, Memory())
 
 
-def test_boards_have_a_build_and_a_memory() -> None:
-    for board in BOARDS.values():
-        memory = board.memory(get_config(board.config))
-        assert 0 < memory.delivered <= 1
+def test_a_board_in_cycles() -> None:
+    board = get_board("pynq_z2")
+    target = target_of(board)
+    assert (target.name, target.config, target.clock) == ("pynq_z2", board.config, 100)
+    # Nanoseconds at 100 MHz; two ports of 8 bytes want 1.6 of 2.1 GB/s.
+    memory = Memory(
+        read_latency=30,
+        write_latency=15,
+        refresh_period=780,
+        refresh_cycles=35,
+        bandwidth=1,
+        outstanding=16,
+        shared=True,
+    )
+    assert target.memory == memory
+    assert target.bytes_per_second == pytest.approx(1.6e9 * (1 - 35 / 780))
+
+
+def test_a_build_that_is_wider_than_the_memory() -> None:
+    target = get_target("pynq-z2", "zcu104")
+    assert (target.name, target.config) == ("pynq_z2", get_config("zcu104"))
+    assert target.memory.bandwidth == 2.1e9 / (32 * 100e6)
+    assert target.bytes_per_second == pytest.approx(2.1e9 * (1 - 35 / 780))
+
+
+def test_the_simulated_device_never_waits() -> None:
+    assert get_target("sim").memory == Memory()
+    assert get_target("sim").bytes_per_second == 16 * 100e6
+    assert get_target("sim", "nano").config == NANO
 
 
 @pytest.mark.parametrize("tokens", [1, 16])
@@ -293,4 +320,4 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     assert ElementTree.parse(roofline).getroot().tag.endswith("svg")
     table = CliRunner().invoke(app, options)
     assert "attention" in table.stdout
-    assert "pynq_z2 on pynq-z2, 100 MHz" in table.stdout
+    assert "pynq_z2 on pynq_z2, 100 MHz" in table.stdout

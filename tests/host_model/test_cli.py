@@ -72,6 +72,28 @@ def test_devices() -> None:
     assert "zcu104" in text
 
 
+def test_boards() -> None:
+    rows = {row["name"]: row for row in json.loads(lepton("boards", "--json"))}
+    assert list(rows) == ["kv260", "pynq_z2", "zcu104", "u250", "u55c"]
+    assert rows["u55c"] == {
+        "name": "u55c",
+        "part": "xcu55c-fsvh2892-2L-e",
+        "config": "u250",
+        "clock_hz": 250e6,
+        "ports": 32,
+        "port_bits": 256,
+        "ports_used": 2,
+        "memory": "HBM2",
+        "memory_bytes": 16 << 30,
+        "peak_bytes_per_second": 460.8e9,
+        "transport": "xrt",
+        "bitstream": None,
+    }
+    table = lepton("boards")
+    assert "xc7z020clg400-1" in table
+    assert "2 of 4 × 64 bits" in table
+
+
 def test_missing_simulation_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     row = json.loads(lepton("devices", "--json"))["devices"][3]

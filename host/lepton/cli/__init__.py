@@ -2,7 +2,7 @@
 
 import typer
 
-from lepton.cli import bench, estimate, model, rtl
+from lepton.cli import bench, boards, estimate, model, rtl
 from lepton.cli.common import Group
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.command()(model.run)
 app.command()(model.explain)
 app.command("compile")(model.compile_)
 app.command()(model.devices)
+app.command()(boards.boards)
 app.command()(estimate.estimate)
 app.add_typer(model.models, name="models")
 app.add_typer(model.evaluate, name="eval")

@@ -18,6 +18,9 @@ from lepton.errors import InputError, LeptonError
 FAILURE = 1
 """Exit code of a command that met an error; wrong usage exits with 2."""
 
+_PIPE_WIDTH = 1000
+"""Columns of a table that is not shown on a terminal, at most."""
+
 ModelArgument = Annotated[str, typer.Argument(help="Registered name, Hugging Face folder or .gguf file.")]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="cpu, reference, emulator or rtl.")]
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Hardware configuration.")]
@@ -46,11 +49,15 @@ def show(data: Any, *texts: str | Table, as_json: bool) -> None:
         json.dump(data, sys.stdout, indent=2, ensure_ascii=False)
         print()
         return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # What reads a pipe or a file wants whole cells.
+        console.width = _PIPE_WIDTH
     for text in texts:
         if isinstance(text, str):
             print(text)
         else:
-            Console(highlight=False).print(text)
+            console.print(text)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: bool = False) -> Table:
