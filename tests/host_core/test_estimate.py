@@ -1,7 +1,7 @@
 """The cycle model: timing of commands, processes, memory, and what the command line prints."""
 
 import json
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -286,6 +286,24 @@ def test_timeline(folder: Path, tokens: int) -> None:
     assert max(event["ts"] + event["dur"] for event in events) <= result.run.cycles / 100
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_labels_of_a_timeline(folder: Path, tokens: int) -> None:
+    """Each event says which part of the step its command belongs to; the parts follow each other in the list."""
+    result = estimate(decoder_shape(folder), SIM, Memory(), context=64, tokens=tokens)
+    parts = [f"layer {i} {kind}" for i in range(3) for kind in ("attention", "mlp")]
+    assert [label for label, _ in groupby(result.labels)] == [*parts, "head"]
+    events = timeline(result.commands, result.run.activities, clock=100, labels=result.labels)["traceEvents"]
+    for event in events:
+        if event["ph"] == "X":
+            index = event["args"]["command"]
+            assert event["args"]["label"] == result.labels[index]
+            assert event["name"] == f"{result.commands[index].opcode.name} {result.labels[index]}"
+    plain = timeline(result.commands, result.run.activities, clock=100)["traceEvents"]
+    assert {event["name"] for event in plain if event["ph"] == "X"} == {c.opcode.name for c in result.commands}
+    some = timeline(result.commands, result.run.activities, clock=100, labels=[""] * len(result.commands))
+    assert some["traceEvents"] == plain
+
+
 def test_command_line(folder: Path, tmp_path: Path) -> None:
     trace, roofline = tmp_path / "trace.json", tmp_path / "roofline.svg"
     options = ["estimate", str(folder), "--board", "pynq-z2", "--context", "50", "--tokens", "3"]
@@ -316,7 +334,7 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
         assert part["limit"] in part["utilization"]
     assert report["config"] == "pynq_z2"
     assert report["tokens_per_second"] == pytest.approx(3 * 100e6 / report["cycles"], rel=1e-4)
-    assert json.loads(trace.read_text())["traceEvents"]
+    assert "layer 2 mlp" in {e["args"].get("label") for e in json.loads(trace.read_text())["traceEvents"]}
     assert ElementTree.parse(roofline).getroot().tag.endswith("svg")
     table = CliRunner().invoke(app, options)
     assert "attention" in table.stdout

@@ -36,7 +36,7 @@ def estimate(
     result = run(decoder_shape(model), target.config, target.memory, context=context, tokens=tokens)
     report = to_dict(result, target)
     if trace is not None:
-        write_json(trace, timeline(result.commands, result.run.activities, clock=target.clock))
+        write_json(trace, timeline(result.commands, result.run.activities, clock=target.clock, labels=result.labels))
     if roofline is not None:
         write_text(roofline, draw(result, target))
     rows = (

@@ -59,6 +59,8 @@ class Estimate:
     total: Part
     commands: tuple[Command, ...]
     """Of the last list, with no more than :data:`SIMULATED_LAYERS` layers."""
+    labels: tuple[str, ...]
+    """Of each command of that list, the part of a step that it belongs to."""
     run: Run
     """What it did."""
 
@@ -92,7 +94,8 @@ def estimate(
         totals += _attribute(config, layout, commands, run, repeats)
     parts = tuple(_part(name, row, memory) for name, row in zip(KINDS, totals, strict=True))
     total = _part("token" if tokens == 1 else "prompt", totals.sum(axis=0), memory)
-    return Estimate(tokens, context, total.cycles, parts, total, tuple(commands), run)
+    labels = _labels(layout, commands)
+    return Estimate(tokens, context, total.cycles, parts, total, tuple(commands), labels, run)
 
 
 def sections(layout: Layout, commands: Sequence[Command]) -> list[int]:
@@ -102,6 +105,16 @@ def sections(layout: Layout, commands: Sequence[Command]) -> list[int]:
     fetched = [command.source if isinstance(command, Fetch) else None for command in commands]
     # Of several row blocks the first one counts; lists without logits end with the last MLP.
     return [0, *(fetched.index(source) for source in wanted[1:] if source in fetched)]
+
+
+def _labels(layout: Layout, commands: Sequence[Command]) -> tuple[str, ...]:
+    names = [f"layer {i} {kind}" for i in range(len(layout.spec.layers)) for kind in KINDS[:2]]
+    begins = sections(layout, commands)
+    ends = [*begins[1:], len(commands)]
+    labels = []
+    for name, begin, end in zip((*names, KINDS[2]), begins, ends, strict=False):
+        labels += [name] * (end - begin)
+    return tuple(labels)
 
 
 def _steps(layout: Layout, context: int, tokens: int) -> Iterator[list[Command]]:
