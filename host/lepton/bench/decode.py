@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from lepton.ai import LeptonModel
 from lepton.bench.clocked import clocked
+from lepton.bench.result import Result
 from lepton.devices.base import Counters
 from lepton.errors import InputError, MissingDependencyError
 from lepton.progress import progress_bars
@@ -59,7 +60,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class DecodeResult:
+class DecodeResult(Result):
     """The speed of a model on a device beside that of others on the same prompt."""
 
     offloaded: Speed
@@ -95,7 +96,7 @@ class DecodeResult:
 
 
 @dataclass(frozen=True)
-class DecodeCycles:
+class DecodeCycles(Result):
     """The tokens after the first one, which comes with the prompt, on a clocked device; figures are means of them."""
 
     tokens: int
@@ -110,10 +111,6 @@ class DecodeCycles:
     """Beats of weight stream over cycles."""
     stall_weights: float
     stall_wait: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
 
 
 class _Contender:

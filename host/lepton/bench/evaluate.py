@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lepton.ai import LeptonModel
+from lepton.bench.result import Result
 from lepton.errors import InputError
 from lepton.progress import progress_bars
 
@@ -21,7 +22,7 @@ WORDS = range(5, 61)
 
 
 @dataclass(frozen=True)
-class PerplexityResult:
+class PerplexityResult(Result):
     """The perplexity of a text on a device and in float32."""
 
     perplexity: float
@@ -38,7 +39,7 @@ class PerplexityResult:
 
 
 @dataclass(frozen=True)
-class SimilarityResult:
+class SimilarityResult(Result):
     """The cosines between embeddings of texts on a device and in float32, at least one."""
 
     cosines: tuple[float, ...]

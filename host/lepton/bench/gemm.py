@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from lepton.bench.clocked import TIMEOUT_SECONDS, clocked, memory_timing
+from lepton.bench.result import Result
 from lepton.compiler.linear import compile_linear
 from lepton.devices.base import Counters, Device
 from lepton.devices.rtl import open_rtl
@@ -23,7 +24,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class GemmResult:
+class GemmResult(Result):
     """A product [m, k] times [n, k] on a clocked device, from the start register to the interrupt."""
 
     m: int
@@ -46,20 +47,12 @@ class GemmResult:
     stall_wait: int
     stall_output: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class SimulationSpeed:
+class SimulationSpeed(Result):
     """The speed of the simulated device while it multiplies."""
 
     cycles_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
 
 
 class GemmRun(NamedTuple):

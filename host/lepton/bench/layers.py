@@ -1,12 +1,13 @@
 """Whole layers on the simulated accelerator: what one more layer costs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lepton.bench.clocked import TIMEOUT_SECONDS, clocked, memory_timing
+from lepton.bench.result import Result
 from lepton.bench.shapes import SMOLLM2_135M, DecoderSizes, EncoderSizes, random_decoder, random_encoder
 from lepton.devices.base import Counters
 from lepton.devices.rtl import RtlDevice, open_rtl
@@ -25,7 +26,7 @@ Timeline = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class LayerResult:
+class LayerResult(Result):
     """One step of a layer, without embedding, last norm and head."""
 
     tokens: int
@@ -46,13 +47,9 @@ class LayerResult:
     launch_cycles: int
     """From the start register to the first beat of weight stream, once a list."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class ContextResult:
+class ContextResult(Result):
     """What a long context adds to a decode step of a layer."""
 
     context: int

@@ -1,4 +1,4 @@
-"""Commands about models: run, explain, devices, models, eval."""
+"""Commands about models: run, explain, compile, list, pull. Slow imports are inside the commands that need them."""
 
 import time
 from pathlib import Path
@@ -17,16 +17,8 @@ from lepton.cli.common import (
     show,
     table,
 )
-from lepton.devices.catalog import CATALOG, unavailable_reason
-from lepton.errors import InputError
-from lepton_hw.config import CONFIGS
-
-TextOption = Annotated[Path, typer.Option(help="File with the text.", exists=True, dir_okay=False, readable=True)]
 
 models = typer.Typer(help="The models that load by name.", no_args_is_help=True)
-evaluate = typer.Typer(
-    help="Measure the quality of a model on a device, beside the same model in float32.", no_args_is_help=True
-)
 
 
 def run(
@@ -116,46 +108,6 @@ def compile_(
     show(figures, report.summary, summary, as_json=json)
 
 
-def devices(json: JsonOption = False) -> None:
-    """List the devices, whether they can be used here, and the hardware configurations."""
-    found = []
-    for name, about in CATALOG.items():
-        reason = unavailable_reason(name)
-        found.append({"device": name, "about": about, "available": reason is None, "reason": reason})
-    configs = [
-        {
-            "config": config.name,
-            "array_size": config.array_size,
-            "accumulator_rows": config.accumulator_rows,
-            "activation_words": config.activation_words,
-            "address_bits": config.address_bits,
-            "packed_multipliers": config.packed_multipliers,
-            "word": f"0x{config.word:08x}",
-        }
-        for config in CONFIGS.values()
-    ]
-    rows = ((row["device"], "yes" if row["available"] else f"no: {row['reason']}", row["about"]) for row in found)
-    sizes = (
-        (
-            row["config"],
-            f"{row['array_size']}×{row['array_size']}",
-            row["accumulator_rows"],
-            row["activation_words"],
-            row["address_bits"],
-            row["word"],
-        )
-        for row in configs
-    )
-    header = ("configuration", "array", "rows", "activation words", "address bits", "word")
-    show(
-        {"devices": found, "configs": configs},
-        table(("device", "available", "about"), rows),
-        "",
-        table(header, sizes, numbers=True),
-        as_json=json,
-    )
-
-
 @models.command("list")
 def list_models(json: JsonOption = False) -> None:
     """List the models that load by name."""
@@ -188,58 +140,3 @@ def pull(
 
     folder = str(resolve(model, refresh=refresh))
     show({"model": model, "folder": folder}, folder, as_json=json)
-
-
-@evaluate.command()
-def perplexity(
-    model: ModelArgument,
-    text: TextOption,
-    device: DeviceOption = "emulator",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 2048,
-    config: ConfigOption = "sim",
-    skip: SkipOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Compare the perplexity of a text on a device with that of the float32 model."""
-    import lepton.ai as lai
-    from lepton.bench.evaluate import PerplexityResult
-    from lepton.bench.evaluate import perplexity as measure
-
-    content = _read(text)
-    with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
-        offloaded = measure(loaded, content, tokens)
-    with lai.load_model(model, "cpu") as loaded:
-        result = PerplexityResult(offloaded, measure(loaded, content, tokens))
-    line = f"{device}: {result.perplexity:.4f}   float32: {result.float32_perplexity:.4f}   ratio: {result.ratio:.5f}"
-    show(result.to_dict(), line, as_json=json)
-
-
-@evaluate.command()
-def similarity(
-    model: ModelArgument,
-    text: TextOption,
-    device: DeviceOption = "emulator",
-    sentences: Annotated[int, typer.Option(min=1, help="Sentences of the text to use.")] = 50,
-    config: ConfigOption = "sim",
-    skip: SkipOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Compare the embeddings of sentences on a device with those of the float32 model: cosines."""
-    import lepton.ai as lai
-    from lepton.bench.evaluate import SimilarityResult
-    from lepton.bench.evaluate import sentences as split
-    from lepton.bench.evaluate import similarity as measure
-
-    texts = split(_read(text), sentences)
-    with lai.load_model(model, device, config=config, skip=skip or ()) as loaded:
-        with lai.load_model(model, "cpu") as float32:
-            result = SimilarityResult(tuple(measure(loaded, float32, texts)))
-    line = f"{device}, cosine to float32: mean {result.mean:.5f}   minimum {result.minimum:.5f}"
-    show(result.to_dict(), line, as_json=json)
-
-
-def _read(text: Path) -> str:
-    try:
-        return text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"text '{text}': must be UTF-8, but is not ({error.reason}); convert it") from error
