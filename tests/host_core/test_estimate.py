@@ -295,7 +295,7 @@ def test_grants_in_cycles_that_follow_each_other() -> None:
 
 
 def test_a_long_load_waits_for_its_own_beats() -> None:
-    """At most 512 beats are on their way: 1,040 beats are three times the latency, and that of the command is a fourth."""
+    """At most 512 beats are on their way: 1,040 beats are three times the latency, and the command has its own."""
     load = Load(rows=8, words=128, activation=0, row=0, source=Address(0, 0))
     run = execute(SIM, [load, End()], Memory(read_latency=2000))
     assert run.read_beats == 8 * 130 + 2 * timing.command_beats(SIM)

@@ -40,7 +40,8 @@ LatencyOption = Annotated[
     int, typer.Option("--memory-latency", min=0, metavar="CYCLES", help="Cycles from a read address to its data.")
 ]
 RefreshOption = Annotated[
-    bool, typer.Option("--refresh", help="Memory that pauses for refresh, with one bus for reads and writes.")
+    bool,
+    typer.Option("--refresh/--no-refresh", help="Memory that pauses for refresh, with one bus for reads and writes."),
 ]
 TraceOption = Annotated[
     Path | None,
