@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .config import ATTENTION_CHUNK, BLOCK, GROUP_WORDS, MAX_REDUCTION, HardwareConfig
 from .errors import FormatError
-from .numerics import F32, I8, I32, QuantizedRows, QuantizedWeights
+from .numerics import F32, I8, I32, QuantizedRows, QuantizedWeights, reduction_parts
 
 Bytes = NDArray[np.uint8]
 
@@ -41,7 +41,9 @@ def words_of(config: HardwareConfig, length: int) -> int:
 def check_reduction(length: int) -> None:
     """Raise :class:`FormatError` unless a reduction of ``length`` fits the accumulators."""
     if not 0 < length <= MAX_REDUCTION:
-        raise FormatError(f"reduction: length must be 1 to {MAX_REDUCTION}, not {length}; keep the layer on the host")
+        raise FormatError(
+            f"reduction: length must be 1 to {MAX_REDUCTION}, not {length}; cut it with numerics.reduction_parts"
+        )
 
 
 def row_beats(words: int) -> int:
@@ -63,6 +65,16 @@ def weight_bytes(config: HardwareConfig, columns: int, length: int, *, scaled: b
     """Bytes of the weight stream of a [columns, length] matrix."""
     beats = block_beats(config, words_of(config, length), scaled=scaled, bias=bias)
     return words_of(config, columns) * beats * config.beat_bytes
+
+
+def linear_bytes(config: HardwareConfig, columns: int, length: int, *, bias: bool = False) -> int:
+    """Bytes of the weight streams of a Linear layer: one for each part of its reduction.
+
+    The bias of a reduction that is cut is in none of them: it is added when the parts are together.
+    """
+    parts = reduction_parts(length)
+    bias = bias and len(parts) == 1
+    return sum(weight_bytes(config, columns, len(part), bias=bias) for part in parts)
 
 
 def output_bytes(config: HardwareConfig, rows: int, columns: int) -> int:

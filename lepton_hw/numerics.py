@@ -6,6 +6,7 @@ NaN result is the canonical one (0x7FC00000).
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -170,6 +171,15 @@ def dequantize_rows(rows: QuantizedRows) -> F32:
     return rows.q * rows.scale[:, None] * np.float32(2.0) ** -shift.astype(np.float32)
 
 
+def reduction_parts(length: int) -> list[range]:
+    """Where a reduction of ``length`` is cut: parts of 16,384, as many as an accumulator takes, and what is left.
+
+    A part begins at a multiple of the block, of the array's word and of the 64 words that share a header, in every
+    build, so that it is a piece of the packed row and of the quantized one.
+    """
+    return [range(first, min(first + MAX_REDUCTION, length)) for first in range(0, length, MAX_REDUCTION)]
+
+
 def accumulate(q: I8, shift: U8, weights: I8) -> I32:
     """The int32 accumulators ``sum over blocks of dot_block << (3 - shift)``, [M, N].
 
@@ -178,7 +188,7 @@ def accumulate(q: I8, shift: U8, weights: I8) -> I32:
     length = q.shape[1]
     if length > MAX_REDUCTION:
         raise FormatError(
-            f"reduction: length must be at most {MAX_REDUCTION}, not {length}; keep the layer on the host"
+            f"reduction: length must be at most {MAX_REDUCTION}, not {length}; cut it with reduction_parts"
         )
     weight = np.repeat(np.left_shift(1, MAX_SHIFT - shift.astype(np.int64)), BLOCK, axis=1)[:, :length]
     # Below 2**53 float64 holds every partial sum exactly, and its product is much faster than an integer one.
@@ -197,6 +207,17 @@ def scale_output(accumulators: I32, row_scale: F32, column_scale: F32, bias: F32
 
 
 def linear(x: F32, weights: QuantizedWeights, bias: F32 | None = None) -> F32:
-    """What the accelerator computes for a Linear layer: quantize ``x`` [M, K], multiply, scale. [M, N]."""
+    """What the accelerator computes for a Linear layer: quantize ``x`` [M, K], multiply, scale. [M, N].
+
+    Rows are quantized as a whole, whatever their length. Each of the :func:`reduction_parts` is accumulated and
+    scaled by itself; the parts are added in their order, as float32, and the bias last.
+    """
     rows = quantize_rows(x)
-    return scale_output(accumulate(rows.q, rows.shift, weights.q), rows.scale, weights.scale, bias)
+    products = []
+    for part in reduction_parts(x.shape[1]):
+        values = slice(part.start, part.stop)
+        blocks = slice(part.start // BLOCK, -(-part.stop // BLOCK))
+        accumulators = accumulate(rows.q[:, values], rows.shift[:, blocks], weights.q[:, values])
+        products.append(scale_output(accumulators, rows.scale, weights.scale, None))
+    y = reduce(float_add, products)
+    return y if bias is None else float_add(y, bias[None, :])

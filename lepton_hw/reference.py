@@ -219,6 +219,8 @@ def page() -> str:
                 numerics.quantize_weights,
                 numerics.accumulate,
                 numerics.scale_output,
+                numerics.reduction_parts,
+                numerics.linear,
                 numerics.float_maximum,
                 numerics.reduce_rows,
                 numerics.quantize_tokens,

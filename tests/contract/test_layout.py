@@ -169,7 +169,7 @@ def test_words_round_up() -> None:
 
 @pytest.mark.parametrize("length", [0, MAX_REDUCTION + 1])
 def test_reduction_out_of_range(length: int) -> None:
-    message = f"reduction: length must be 1 to 16384, not {length}; keep the layer on the host"
+    message = f"reduction: length must be 1 to 16384, not {length}; cut it with numerics.reduction_parts"
     with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):
         check_reduction(length)
     with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):

@@ -15,6 +15,7 @@ from lepton_hw.errors import FormatError
 from lepton_hw.numerics import (
     F32,
     ROW_FLOOR,
+    SCALE_OF_ABSMAX,
     QuantizedWeights,
     accumulate,
     dequantize_rows,
@@ -25,6 +26,7 @@ from lepton_hw.numerics import (
     linear,
     quantize_rows,
     quantize_weights,
+    reduction_parts,
     scale_output,
 )
 
@@ -386,7 +388,7 @@ def test_longest_reduction_does_not_overflow(weight: int, expected: int) -> None
 
 def test_longer_reductions_are_refused() -> None:
     q = np.zeros((1, MAX_REDUCTION + 1), np.int8)
-    message = "reduction: length must be at most 16384, not 16385; keep the layer on the host"
+    message = "reduction: length must be at most 16384, not 16385; cut it with reduction_parts"
     with pytest.raises(FormatError, match=f"^{re.escape(message)}$"):
         accumulate(q, np.zeros((1, 513), np.uint8), q)
 
@@ -429,3 +431,44 @@ def test_linear_is_the_parts_in_order() -> None:
     # Row 0: 127 * 3 * 8 and -2.5 * 8 units of shift 3 = -20: acc = 3048 - 100, y = 2948 / 8 * 0.5 + 1
     assert linear(x, weights, bias).tolist() == [[185.25, -1.0], [1.0, 3555.0]]
     assert linear(x, weights).tolist() == [[184.25, 0.0], [0.0, 3556.0]]
+
+
+@pytest.mark.parametrize(
+    ("length", "parts"),
+    [
+        (1, [range(1)]),
+        (MAX_REDUCTION, [range(MAX_REDUCTION)]),
+        (MAX_REDUCTION + 1, [range(MAX_REDUCTION), range(MAX_REDUCTION, MAX_REDUCTION + 1)]),
+        (2 * MAX_REDUCTION, [range(MAX_REDUCTION), range(MAX_REDUCTION, 2 * MAX_REDUCTION)]),
+        (40000, [range(16384), range(16384, 32768), range(32768, 40000)]),
+    ],
+)
+def test_reduction_parts(length: int, parts: list[range]) -> None:
+    assert reduction_parts(length) == parts
+
+
+@pytest.mark.parametrize("length", [MAX_REDUCTION + 1, 18944, 40000])
+def test_long_reductions_are_parts_of_whole_rows(length: int) -> None:
+    """Scale and shifts are the whole row's; the parts are scaled, then added in order, then comes the bias."""
+    rng = np.random.default_rng(length)
+    x = (rng.standard_normal((2, length)) * rng.choice([1, 0.05], (2, length))).astype(np.float32)
+    x[0, -1], x[1, 7] = 9, -20  # the largest value of a row in its last part, and in its first
+    weights = quantize_weights(rng.standard_normal((3, length)).astype(np.float32))
+    bias = (rng.standard_normal(3) * 100).astype(np.float32)
+    rows = quantize_rows(x)
+    assert rows.scale.tolist() == (np.array([9, 20], np.float32) * SCALE_OF_ABSMAX).tolist()
+    expected = []
+    for m in range(2):
+        expected.append([])
+        for n in range(3):
+            y = None
+            for first in range(0, length, 16384):
+                part, blocks = slice(first, first + 16384), slice(first // 32, first // 32 + 512)
+                [[acc]] = accumulated(
+                    rows.q[m : m + 1, part], rows.shift[m : m + 1, blocks], weights.q[n : n + 1, part]
+                )
+                [row], [column] = bits_of(rows.scale[m : m + 1]), bits_of(weights.scale[n : n + 1])
+                product = scaled(acc, row, column, None)
+                y = product if y is None else added(y, product)
+            expected[-1].append(added(y, *bits_of(bias[n : n + 1])))
+    assert linear(x, weights, bias).view(np.uint32).tolist() == expected
