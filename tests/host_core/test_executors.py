@@ -99,6 +99,32 @@ def test_absmax_accumulators(executor, length):
     same_bits(executor.linear(executor.load_linear(weights), x), numerics.linear(x.numpy(), weights))
 
 
+@pytest.mark.parametrize(("length", "rows", "columns"), [(16385, 1, 5), (18944, 3, 40), (33000, 2, 9)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_long_reductions_are_the_arithmetic(executor, length, rows, columns, bias):
+    rng = np.random.default_rng(length)
+    weights, bias_values = layer(rng, columns, length, bias=bias)
+    x = activations(rng, rows, length)
+    y = executor.linear(executor.load_linear(weights, bias_values), x)
+    same_bits(y, numerics.linear(x.numpy(), weights, bias_values))
+
+
+def test_bits_of_long_reductions(either):
+    """Sums that overflow in one part and not in another, signs of zeros, and a bias that cancels."""
+    length = 16384 + 96
+    q = np.zeros((4, length), np.int8)
+    q[0], q[1, :16384], q[1, 16384:], q[2, 16384:] = 127, 127, -127, 1
+    weights = QuantizedWeights(q, np.array([3e38, 3e38, 1, 1], np.float32))
+    x = torch.ones(2, length)
+    x[1] = -0.0
+    bias = np.array([0, 0, -96, -0.0], np.float32)
+    for values in (bias, None):
+        expected = numerics.linear(x.numpy(), weights, values)
+        assert np.isnan(expected[0, 1])
+        assert np.isinf(expected[0, 0])
+        same_bits(either.linear(either.load_linear(weights, values), x), expected)
+
+
 def test_a_row_does_not_depend_on_the_others(executor):
     rng = np.random.default_rng(11)
     handle = executor.load_linear(*layer(rng, 70, 200))
@@ -187,6 +213,17 @@ def test_unloading_gives_memory_back():
         assert executor.device.free_bytes == free
 
 
+def test_a_long_layer_that_does_not_fit_leaves_nothing_behind():
+    rng = np.random.default_rng(53)
+    with DeviceExecutor(EmulatorDevice(CONFIGS["sim"], 1 << 19)) as executor:
+        with pytest.raises(MemoryFullError):
+            executor.load_linear(*layer(rng, 16, 2 * 16384))
+        assert executor.device.free_bytes == 1 << 19
+        handle = executor.load_linear(*layer(rng, 16, 18944))
+        executor.unload_linear(handle)
+        assert executor.device.free_bytes == 1 << 19
+
+
 def test_memory_full():
     rng = np.random.default_rng(37)
     with DeviceExecutor(EmulatorDevice(CONFIGS["sim"], 1 << 16)) as executor:
@@ -264,12 +301,6 @@ WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
             "weights: must be an int8 matrix with elements, not int8[0, 64]; quantize them",
         ),
         (
-            WEIGHTS._replace(q=np.zeros((4, 16385), np.int8)),
-            None,
-            FormatError,
-            "reduction: length must be 1 to 16384, not 16385; keep the layer on the host",
-        ),
-        (
             WEIGHTS._replace(scale=np.ones(3, np.float32)),
             None,
             InputError,
@@ -294,7 +325,7 @@ WEIGHTS = QuantizedWeights(np.zeros((4, 64), np.int8), np.ones(4, np.float32))
             "bias: must be finite, but [0] is nan; check the model's files",
         ),
     ],
-    ids=["dtype", "empty", "reduction", "scale shape", "scale value", "bias dtype", "bias value"],
+    ids=["dtype", "empty", "scale shape", "scale value", "bias dtype", "bias value"],
 )
 def test_wrong_layers(either, weights, bias, error, text):
     with pytest.raises(error, match=message(text)):

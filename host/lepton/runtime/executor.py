@@ -14,8 +14,17 @@ from lepton.devices import DEVICES, open_device
 from lepton.devices.base import Buffer, Device
 from lepton.errors import InputError
 from lepton_hw.config import BLOCK, get_config
-from lepton_hw.layout import Bytes, check_reduction, output_bytes, pack_weights, unpack_output
-from lepton_hw.numerics import F32, MAX_SHIFT, Q_MAX, QuantizedWeights, quantize_rows, row_scales
+from lepton_hw.layout import Bytes, activation_bytes, output_bytes, pack_weights, unpack_output
+from lepton_hw.numerics import (
+    F32,
+    MAX_SHIFT,
+    Q_MAX,
+    QuantizedWeights,
+    float_add,
+    quantize_rows,
+    reduction_parts,
+    row_scales,
+)
 
 EXECUTORS = ("reference", *DEVICES)
 """What :func:`open_executor` opens."""
@@ -77,7 +86,6 @@ def _check_layer(weights: QuantizedWeights, bias: F32 | None) -> None:
     q, scale = weights
     if q.dtype != np.int8 or q.ndim != 2 or not q.size:
         raise InputError(f"weights: must be an int8 matrix with elements, not {q.dtype}{list(q.shape)}; quantize them")
-    check_reduction(q.shape[1])
     for subject, values in (("weight scales", scale), ("bias", bias)):
         if values is None:
             continue
@@ -172,8 +180,14 @@ class ReferenceExecutor(Executor):
         q = (blocked * factor[:, :, None]).round().clamp(-float(Q_MAX), float(Q_MAX))
         shifted = q * torch.exp2(MAX_SHIFT - shift)[:, :, None]
         products = shifted.view(rows, -1, _CHUNK).transpose(0, 1) @ handle.chunks  # [C, M, N]
-        accumulators = products.to(torch.int32).sum(0, dtype=torch.int32)
-        y = _flush(_flush(accumulators.float() * _flush(scale * 0.125)[:, None]) * handle.scale)
+        eighth = _flush(scale * 0.125)[:, None]
+        y = None
+        for part in reduction_parts(handle.length):
+            of_part = products[part.start // _CHUNK : -(-part.stop // _CHUNK)]
+            accumulators = of_part.to(torch.int32).sum(0, dtype=torch.int32)
+            product = _flush(_flush(accumulators.float() * eighth) * handle.scale)
+            y = product if y is None else _flush(y + product)
+        assert y is not None
         return y if handle.bias is None else _flush(y + handle.bias)
 
     def unload_linear(self, handle: LinearHandle) -> None:
@@ -185,8 +199,12 @@ class ReferenceExecutor(Executor):
 
 @dataclass(frozen=True, eq=False)
 class _DeviceLinear(LinearHandle):
-    weights: Buffer
+    weights: tuple[Buffer, ...]
+    """A weight stream for each part of the reduction."""
+    bias: F32 | None
+    """[N] of a reduction that is cut, added on the host when the parts are together."""
     biased: bool
+    """Whether the stream, the only one, holds the bias."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +213,6 @@ class _Launch:
 
     program: LinearProgram
     commands: Buffer
-    packed: Bytes
-    """Host memory for the packed activations."""
 
 
 class DeviceExecutor(Executor):
@@ -209,16 +225,28 @@ class DeviceExecutor(Executor):
         self._lock = threading.Lock()
         self._loaded: set[LinearHandle] = set()
         self._launches: dict[tuple[int, int, int, bool], _Launch] = {}
+        self._packed: dict[tuple[int, int], Bytes] = {}
         self._scratch: dict[str, Buffer] = {}
 
     def load_linear(self, weights: QuantizedWeights, bias: F32 | None = None) -> LinearHandle:
         _check_layer(weights, bias)
         columns, length = weights.q.shape
-        stream = pack_weights(self.device.config, weights.q, weights.scale, bias)
+        parts = reduction_parts(length)
+        whole = len(parts) == 1
+        buffers: list[Buffer] = []
         with self._lock:
-            buffer = self.device.allocate(stream.size)
-            self.device.write(buffer, stream)
-            handle = _DeviceLinear(columns, length, buffer, bias is not None)
+            try:
+                for part in parts:
+                    q = weights.q[:, part.start : part.stop]
+                    stream = pack_weights(self.device.config, q, weights.scale, bias if whole else None)
+                    buffers.append(self.device.allocate(stream.size))
+                    self.device.write(buffers[-1], stream)
+            except BaseException:
+                for buffer in buffers:
+                    self.device.free(buffer)
+                raise
+            biased = whole and bias is not None
+            handle = _DeviceLinear(columns, length, tuple(buffers), None if whole else bias, biased)
             self._loaded.add(handle)
         return handle
 
@@ -229,15 +257,16 @@ class DeviceExecutor(Executor):
         values = x.detach().contiguous().numpy()
         limit = self.device.config.accumulator_rows
         with self._lock:
-            parts = [self._run(handle, values[first : first + limit]) for first in range(0, len(values), limit)]
-        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            blocks = [self._run(handle, values[first : first + limit]) for first in range(0, len(values), limit)]
+        return torch.from_numpy(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
 
     def unload_linear(self, handle: LinearHandle) -> None:
         with self._lock:
             if handle in self._loaded:
                 assert isinstance(handle, _DeviceLinear)
                 self._loaded.remove(handle)
-                self.device.free(handle.weights)
+                for buffer in handle.weights:
+                    self.device.free(buffer)
 
     def close(self) -> None:
         with self._lock:
@@ -247,36 +276,59 @@ class DeviceExecutor(Executor):
     def _run(self, handle: _DeviceLinear, x: F32) -> F32:
         from lepton.runtime.packing import quantize_and_pack  # here, so that the reference does without the compiler
 
+        config = self.device.config
+        packed = self._packing(len(x), handle.length)
+        quantize_and_pack(config, x, packed)
+        y: F32 | None = None
+        for part, weights in zip(reduction_parts(handle.length), handle.weights, strict=True):
+            # Every group of a packed row has a header of its own, and a part begins with a group.
+            first, last = (activation_bytes(config, 1, at) for at in (part.start, part.stop))
+            rows = np.ascontiguousarray(packed.reshape(len(x), -1)[:, first:last]).reshape(-1)
+            product = self._multiply(weights, rows, (len(x), handle.columns, len(part), handle.biased))
+            y = product if y is None else float_add(y, product)
+        assert y is not None
+        return y if handle.bias is None else float_add(y, handle.bias)
+
+    def _multiply(self, weights: Buffer, packed: Bytes, shape: tuple[int, int, int, bool]) -> F32:
+        """The product of ``packed`` rows [M, K] with a weight stream; ``shape`` is M, N, K, and whether it is biased."""
         device = self.device
-        launch = self._launch(handle, len(x))
+        launch = self._launch(shape)
         program = launch.program
-        quantize_and_pack(device.config, x, launch.packed)
         activations = self._buffer("activations", program.activation_bytes)
         results = self._buffer("results", program.output_bytes)
-        device.write(activations, launch.packed)
-        bases = (handle.weights.address, activations.address, results.address)
+        device.write(activations, packed)
+        bases = (weights.address, activations.address, results.address)
         device.run(launch.commands, len(program.commands), bases, self._timeout)
         data = device.read(results, program.output_bytes)
+        columns = shape[1]
         blocks = []
         for rows in program.blocks:
-            begin, end = (output_bytes(device.config, row, handle.columns) for row in (rows.start, rows.stop))
-            blocks.append(unpack_output(device.config, data[begin:end], len(rows), handle.columns))
+            begin, end = (output_bytes(device.config, row, columns) for row in (rows.start, rows.stop))
+            blocks.append(unpack_output(device.config, data[begin:end], len(rows), columns))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def _launch(self, handle: _DeviceLinear, rows: int) -> _Launch:
+    def _packing(self, rows: int, length: int) -> Bytes:
+        """Host memory for packed rows, used again for every layer of their length."""
         from lepton.runtime.packing import packed_buffer
 
-        key = (rows, handle.columns, handle.length, handle.biased)
-        launch = self._launches.get(key)
+        packed = self._packed.get((rows, length))
+        if packed is None:
+            if len(self._packed) >= _MAX_LAUNCHES:
+                del self._packed[next(iter(self._packed))]
+            packed = self._packed[rows, length] = packed_buffer(self.device.config, rows, length)
+        return packed
+
+    def _launch(self, shape: tuple[int, int, int, bool]) -> _Launch:
+        launch = self._launches.get(shape)
         if launch is None:
             if len(self._launches) >= _MAX_LAUNCHES:
                 oldest = next(iter(self._launches))
                 self.device.free(self._launches.pop(oldest).commands)
-            program = compile_linear(self.device.config, rows, handle.columns, handle.length, bias=handle.biased)
+            rows, columns, length, biased = shape
+            program = compile_linear(self.device.config, rows, columns, length, bias=biased)
             commands = self.device.allocate(len(program.encoded))
             self.device.write(commands, np.frombuffer(program.encoded, np.uint8))
-            packed = packed_buffer(self.device.config, rows, handle.length)
-            launch = self._launches[key] = _Launch(program, commands, packed)
+            launch = self._launches[shape] = _Launch(program, commands)
         return launch
 
     def _buffer(self, use: str, nbytes: int) -> Buffer:
