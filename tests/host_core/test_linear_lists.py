@@ -77,5 +77,7 @@ def test_every_list_is_valid_and_balanced(name, length):
 
 @pytest.mark.parametrize("length", [0, 16385])
 def test_reduction_too_long(length):
-    with pytest.raises(FormatError, match=f"length must be 1 to 16384, not {length}; cut it with numerics.reduction_parts"):
+    with pytest.raises(
+        FormatError, match=f"length must be 1 to 16384, not {length}; cut it with numerics.reduction_parts"
+    ):
         compile_linear(SIM, 1, 1, length, bias=False)

@@ -63,7 +63,11 @@ class LeptonModel:
     def explain(self) -> Report:
         """Where every module runs, how much of the work that is, and why modules stay on the host."""
         report = getattr(self.module, "lepton_report", None)
-        return report if report is not None else Report(device=self.device, config="", context=0, placements=())
+        return (
+            report.confirmed(self.module)
+            if report is not None
+            else Report(device=self.device, config="", context=0, placements=())
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the quantized model, its tokenizer, and compiled command lists, for :func:`~lepton.ai.load_model`.

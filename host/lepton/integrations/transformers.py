@@ -151,7 +151,7 @@ def quantize_(
         raise
     vars(model)["lepton_report"] = report
     if isinstance(model, PreTrainedModel):
-        modules = [placement.module for placement in report.offloaded]
+        modules = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
         settings = LeptonConfig(executor.name, config, skip, strict, modules)
         _mark(model, settings)
     return report

@@ -290,7 +290,7 @@ class DeviceExecutor(Executor):
         return y if handle.bias is None else float_add(y, handle.bias)
 
     def _multiply(self, weights: Buffer, packed: Bytes, shape: tuple[int, int, int, bool]) -> F32:
-        """The product of ``packed`` rows [M, K] with a weight stream; ``shape`` is M, N, K, and whether it is biased."""
+        """The product of ``packed`` rows with a weight stream; ``shape`` is M, N, K, and whether there is a bias."""
         device = self.device
         launch = self._launch(shape)
         program = launch.program
