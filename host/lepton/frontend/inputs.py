@@ -142,8 +142,10 @@ def _noise(model: PreTrainedModel, *shape: int) -> Tensor:
 
 
 def _ids(model: PreTrainedModel, tokens: int, extra: int) -> Tensor:
-    limit = getattr(model.config, "max_position_embeddings", None) or tokens
-    ids = torch.arange(min(tokens, limit), device=model.device)[None]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and limit > 0:  # XLNet says -1 for none
+        tokens = min(tokens, limit)
+    ids = torch.arange(tokens, device=model.device)[None]
     return ids % _vocabulary(model.config)
 
 

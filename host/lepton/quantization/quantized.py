@@ -74,9 +74,9 @@ class QuantizedLinear(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and self.placed:
             # For parents that look at the weights, or multiply with them, instead of calling the layer.
-            q, like = self._parameters["weight"], self.like
+            q = self._parameters["weight"]
             assert q is not None
-            return FloatWeight(q, self.weight_scale, like.dtype, like.device)
+            return FloatWeight.of(q, self.weight_scale, self.like)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
