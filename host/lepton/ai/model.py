@@ -177,10 +177,9 @@ class LeptonModel:
             raise InputError("model: must be open, but is closed; load it again")
 
     def _check_ids(self, ids: Tensor, new: int) -> None:
-        config = getattr(self.module, "config", None)
-        if config is None:
+        if not isinstance(self.module, PreTrainedModel):
             return
-        text = config.get_text_config()
+        text = self.module.config.get_text_config()
         limit = getattr(text, "max_position_embeddings", None)
         if limit is not None and ids.shape[-1] + new > limit:
             more = f" and {new} new ones" if new else ""

@@ -58,6 +58,9 @@ def _plain(model: PreTrainedModel, tokens: int, extra: int) -> Inputs:
         names += [p.name for p in parameters if p.name == "decoder_input_ids"]
     # Models of text with pictures of it want all of these, though their signatures have defaults for them.
     names += [p.name for p in parameters if p.name in ("bbox", "image")]
+    for name in names:
+        if name not in _INPUTS:
+            raise ValueError(f"an input '{name}' cannot be made")
     return {name: _INPUTS[name](model, tokens, extra) for name in dict.fromkeys(names)}
 
 
