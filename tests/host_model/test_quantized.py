@@ -73,7 +73,7 @@ def test_the_weight_keeps_dtype_and_place_of_the_model(executor: Executor) -> No
         lambda w: w[0].fill_(1),
         lambda w: w.__setitem__(0, 1.0),
         lambda w: torch.add(torch.ones(32, 64), 1, out=w),
-        lambda w: torch._foreach_add_([w], 1),
+        lambda w: torch._foreach_add_([w], 1),  # type: ignore[reportPrivateImportUsage]
         lambda w: setattr(w, "data", torch.zeros(32, 64)),
     ],
     ids=["add_", "data", "detach", "transposed", "row", "item", "out", "foreach", "assigned"],

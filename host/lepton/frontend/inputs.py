@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,103 +29,103 @@ Recipe = Callable[[PreTrainedModel], Inputs]
 """Makes inputs for a model. It may run parts of the model, change it so, and raise anything."""
 
 
+class _Modality(NamedTuple):
+    """What can go with text."""
+
+    inputs: frozenset[str]
+    """Names of its inputs."""
+    features: str
+    """The method that makes vectors of them."""
+    token: tuple[str, ...]
+    """Settings for the token that stands for one of these vectors."""
+
+
+_MODALITIES = (
+    _Modality(frozenset(("pixel_values",)), "get_image_features", ("image_token_id", "image_token_index")),
+    _Modality(
+        frozenset(("input_features", "input_values")), "get_audio_features", ("audio_token_id", "audio_token_index")
+    ),
+)
+
+
 def recipes(model: PreTrainedModel) -> Iterator[Recipe]:
     """Ways to make inputs for ``model``, the one that reaches most of it first.
 
     What a model takes cannot be told for sure: a recipe may fail, and so may the model with what it makes.
     """
-    names = inspect.signature(model.forward).parameters.keys()
-    chunk = getattr(model.config, "chunk_size_feed_forward", 0) or 1
-    landmarks = getattr(model.config, "num_landmarks", 0) or 1
-    tokens = -(-TRIAL_TOKENS // (chunk * landmarks)) * chunk * landmarks
-    if "input_ids" in names:
-        for modality in _MODALITIES:
-            if names & modality.names:
-                yield lambda model, modality=modality: _with_text(model, modality, tokens)
+    names = _parameters(model).keys()
+    # Some models want whole chunks, or as many tokens for each landmark.
+    unit = (getattr(model.config, "chunk_size_feed_forward", 0) or 1) * getattr(model.config, "num_landmarks", 1)
+    tokens = -(-TRIAL_TOKENS // unit) * unit
     # An image has a batch dimension, and in some models one of images or frames more; a waveform one of channels.
+    for modality in _MODALITIES:
+        for extra in (0, 1):
+            if "input_ids" in names and names & modality.inputs:
+                yield partial(_with_text, modality=modality, tokens=tokens, extra=extra)
     for extra in (0, 1):
         for length in dict.fromkeys((tokens, getattr(model.config, "segment_means_seq_len", tokens), _SHORT)):
-            yield lambda model, length=length, extra=extra: _plain(model, length, extra)
+            yield partial(_plain, tokens=length, extra=extra)
     yield lambda model: {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
 
 
 def _plain(model: PreTrainedModel, tokens: int, extra: int) -> Inputs:
     """The main input, and whatever else has no default."""
-    main = model.main_input_name
-    parameters = inspect.signature(model.forward).parameters.values()
+    main, parameters = model.main_input_name, _parameters(model)
     names = [main] if isinstance(main, str) else list(main)
-    names += [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    names += [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    # Wanted, though signatures have defaults for them.
+    wanted = {"bbox", "image"}
     if model.config.is_encoder_decoder or hasattr(model.config, "decoder"):
-        names += [p.name for p in parameters if p.name == "decoder_input_ids"]
-    # Models of text with pictures of it want all of these, though their signatures have defaults for them.
-    names += [p.name for p in parameters if p.name in ("bbox", "image")]
+        wanted.add("decoder_input_ids")
+    names += sorted(wanted & parameters.keys())
     for name in names:
         if name not in _INPUTS:
             raise ValueError(f"an input '{name}' cannot be made")
     return {name: _INPUTS[name](model, tokens, extra) for name in dict.fromkeys(names)}
 
 
-class _Modality:
-    """What goes with text: the inputs, and which token stands for one vector of their features."""
-
-    def __init__(self, names: tuple[str, ...], features: str, token: tuple[str, ...]) -> None:
-        self.names = set(names)
-        self.features = features
-        self.token = token
-
-
-_MODALITIES = (
-    _Modality(("pixel_values",), "get_image_features", ("image_token_id", "image_token_index")),
-    _Modality(("input_features", "input_values"), "get_audio_features", ("audio_token_id", "audio_token_index")),
-)
-
-
-def _with_text(model: PreTrainedModel, modality: _Modality, tokens: int) -> Inputs:
+def _with_text(model: PreTrainedModel, modality: _Modality, tokens: int, extra: int) -> Inputs:
     """Text with an image or a sound in it: as many tokens that stand for it as there are vectors of features."""
-    names = inspect.signature(model.forward).parameters.keys()
+    names = _parameters(model).keys()
+    inputs = _patches(model) if modality.inputs & names == {"pixel_values"} and "image_grid_thw" in names else None
+    if inputs is None:
+        inputs = {name: _INPUTS[name](model, tokens, extra) for name in sorted(modality.inputs & names)}
+    ids = _ids(model, tokens, 0)
     token = _setting(model.config, *modality.token)
-    error: Exception | None = None
-    for extra in (0, 1):
-        try:
-            inputs = _media(model, names, modality, extra)
-            ids = _ids(model, tokens, 0)
-            if token is not None:
-                with torch.no_grad():
-                    found = getattr(model, modality.features)(**inputs)
-                count = sum(x.numel() // x.shape[-1] for x in _features(found))
-                marks = ids.new_full((1, count), token)
-                ids = torch.cat([ids[:, :1], marks, torch.where(ids == token, token - 1, ids)[:, 1:]], dim=1)
-            if model.config.is_encoder_decoder and "decoder_input_ids" in names:
-                inputs["decoder_input_ids"] = _INPUTS["decoder_input_ids"](model, tokens, 0)
-            if "mm_token_type_ids" in names:
-                inputs["mm_token_type_ids"] = (ids == token).long()
-            return {"input_ids": ids, **inputs}
-        except Exception as caught:  # the next shape may be the right one
-            error = caught
-    assert error is not None
-    raise error
+    if token is not None:
+        with torch.no_grad():
+            features = _features(getattr(model, modality.features)(**inputs))
+        count = sum(x.numel() // x.shape[-1] for x in features)
+        others = torch.where(ids == token, token - 1, ids)
+        ids = torch.cat([others[:, :1], ids.new_full((1, count), token), others[:, 1:]], dim=1)
+    if model.config.is_encoder_decoder and "decoder_input_ids" in names:
+        inputs["decoder_input_ids"] = _decoder_ids(model, tokens, 0)
+    if "mm_token_type_ids" in names:
+        inputs["mm_token_type_ids"] = (ids == token).long()
+    return {"input_ids": ids, **inputs}
 
 
-def _media(model: PreTrainedModel, names: Any, modality: _Modality, extra: int) -> Inputs:
-    vision = getattr(model.config, "vision_config", None)
-    if "image_grid_thw" in names and "pixel_values" in modality.names and hasattr(vision, "temporal_patch_size"):
-        side = 2 * vision.spatial_merge_size
-        channels = _setting(vision, "in_channels", "in_chans", "num_channels")
-        values = channels * vision.temporal_patch_size * vision.patch_size**2
-        grid = torch.tensor([[1, side, side]], device=model.device)
-        return {"pixel_values": _noise(model, side * side, values), "image_grid_thw": grid}
-    return {name: _INPUTS[name](model, 0, extra) for name in sorted(modality.names & names)}
+def _patches(model: PreTrainedModel) -> Inputs | None:
+    """An image as its patches, and how many there are: Qwen-VL and its kin."""
+    vision: Any = getattr(model.config, "vision_config", None)
+    if not hasattr(vision, "temporal_patch_size"):
+        return None
+    side = 2 * vision.spatial_merge_size
+    values = _setting(vision, "in_channels", "in_chans", "num_channels") * vision.temporal_patch_size
+    grid = torch.tensor([[1, side, side]], device=model.device)
+    return {"pixel_values": _noise(model, side * side, values * vision.patch_size**2), "image_grid_thw": grid}
 
 
 def _features(found: Any) -> list[Tensor]:
     """The features in what a model makes of an image or a sound."""
     found = getattr(found, "pooler_output", found)
-    if isinstance(found, Tensor):
-        return [found]
     if isinstance(found, Mapping):
         found = next(iter(found.values()))
-        return [found]
-    return list(found)
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+def _parameters(model: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters
 
 
 def _setting(config: PreTrainedConfig, *names: str) -> Any:

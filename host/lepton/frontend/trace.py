@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lepton.frontend.inputs import recipes
 from lepton.quantization.linears import features, find_linears
 
 Inputs = Mapping[str, Any] | tuple[Any, ...]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ def trial(model: nn.Module, inputs: Inputs | None) -> Trace | str:
     if not isinstance(model, PreTrainedModel):
         return "inputs of a model that is not from transformers cannot be told; pass inputs="
     reason = ""
-    for recipe in recipes(subject):
+    for recipe in recipes(model):
         # A run that fails half-way may have changed its copy.
-        subject = _copied(model)
+        fresh = _copied(model)
         try:
             with _undisturbed():
-                return trace(subject, recipe(subject))
+                return trace(fresh, recipe(fresh))
         except Exception as error:  # any exception in a trial is a reason to go on without
             reason = reason or f"it fails with the inputs made for it: {_line(error)}; pass inputs="
     return reason
@@ -124,7 +125,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Trace:
     return Trace(_tokens(inputs), frozenset(called), calls, macs, list(groups.values()))
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: Model) -> Model:
     """A copy of ``model`` with everything of its own but the parameters and what is computed from them."""
     shared = list(model.parameters())
     for module in model.modules():

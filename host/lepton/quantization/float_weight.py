@@ -17,14 +17,15 @@ class FloatWeight(Tensor):
     they nor a view of them can be changed: the device would not notice.
     """
 
-    _values: Callable[[], Tensor]
+    _source: Callable[[], Tensor]
+    """Computes the values."""
 
     @staticmethod
     def __new__(
-        cls, values: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device
+        cls, source: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> "FloatWeight":
         weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
-        weight._values = values
+        weight._source = source
         return weight
 
     @classmethod
@@ -42,7 +43,7 @@ class FloatWeight(Tensor):
         _refuse("an assignment")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"FloatWeight({self._values()!r})"
+        return f"FloatWeight({self._source()!r})"
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[reportIncompatibleMethodOverride]
@@ -52,7 +53,7 @@ class FloatWeight(Tensor):
         written = [given.get(a.name) for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         if any(isinstance(value, cls) for value in tree_leaves(written)):
             _refuse(str(func))
-        args, kwargs = tree_map_only(cls, lambda weight: weight._values(), (args, kwargs))
+        args, kwargs = tree_map_only(cls, lambda weight: weight._source(), (args, kwargs))
         result = func(*args, **kwargs)
         if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
             return tree_map_only(Tensor, lambda view: cls(lambda: view, view.shape, view.dtype, view.device), result)

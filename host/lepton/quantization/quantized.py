@@ -65,7 +65,7 @@ class QuantizedLinear(nn.Module):
         Raises :class:`InputError` for another length or dtype and :class:`FormatError` for NaN or infinity.
         """
         if self._group is not None:
-            return self._group(self._index, input)
+            return _run(self._group, self._index, input)  # type: ignore[reportCallIssue]
         if input.dtype not in _FLOATS:
             raise InputError(f"input of {self}: must have a floating-point dtype, not {input.dtype}; convert it first")
         weight = self.weight.to(input.dtype) * self.weight_scale.to(input.dtype)[:, None]
@@ -118,8 +118,6 @@ class _Group:
         q, scale = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         self._handle = executor.load_linear(QuantizedWeights(q, scale), bias)
 
-    # Nothing that a compiler of graphs could look into: a compiled model calls it as it is.
-    @torch.compiler.disable
     def __call__(self, index: int, x: Tensor) -> Tensor:
         self.calls[index] += 1
         if len(self._columns) == 1:
@@ -175,6 +173,12 @@ class _Group:
             f"module '{self.name}': must not be pickled while its weights are on device '{self.executor.name}'; "
             f"save the model (LeptonModel.save), or its state_dict"
         )
+
+
+@torch.compiler.disable
+def _run(group: _Group, index: int, x: Tensor) -> Tensor:
+    """Run a layer of a group; where a compiler of graphs must stop, since a device is not PyTorch."""
+    return group(index, x)
 
 
 def _bias(layer: QuantizedLinear) -> np.ndarray:
