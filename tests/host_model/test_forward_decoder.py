@@ -264,7 +264,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "3D positions": ({"position_ids": torch.zeros(3, 1, 9).long()}, r"position_ids: must be whole .*\[3, 1, 9\]"),
     "other positions": ({"position_ids": torch.arange(8)[None]}, r"position_ids: must be whole numbers \[\*, 9\]"),
     "2 rows of positions": ({"position_ids": ids(2, 9)}, "position_ids: must be of 1 or 1 sequences, not 2"),
-    "float ids": ({"input_ids": torch.zeros(1, 9)}, r"input_ids: must be whole numbers \[\*, \*\], not float32\[1, 9\]"),
+    "float ids": (
+        {"input_ids": torch.zeros(1, 9)},
+        r"input_ids: must be whole numbers \[\*, \*\], not float32\[1, 9\]",
+    ),
     "1D ids": ({"input_ids": ids(9)}, r"input_ids: must be whole numbers \[\*, \*\], not int64\[9\]"),
     "no ids": ({"input_ids": ids(1, 0)}, r"input_ids: must be whole numbers \[\*, \*\], not int64\[1, 0\]"),
     "list of ids": ({"input_ids": [[5, 6]]}, "input_ids: must be a tensor .* not list"),
@@ -328,7 +331,7 @@ def test_defaults_are_no_arguments(llama: Any) -> None:
 @pytest.mark.parametrize("switch", ["output_hidden_states", "output_attentions"])
 def test_a_switch_of_the_configuration(load: Callable[..., lai.LeptonModel], switch: str) -> None:
     model = build("llama")
-    setattr(model.config, "_attn_implementation", "eager")
+    model.config._attn_implementation = "eager"
     setattr(model.config, switch, True)
     with lai.load_model(model, "reference") as loaded:
         with pytest.raises(InputError, match=f"^forward: must not have {switch} on a device; load the model on 'cpu'"):
@@ -570,9 +573,15 @@ def test_documents_in_a_cache(load: Callable[..., lai.LeptonModel]) -> None:
             results.append(module(input_ids=ids(1, 2), attention_mask=mask, past_key_values=cache).logits)
     assert correlation(*results) >= 0.999
     with pytest.raises(InputError, match="^attention_mask: must show the cached tokens"):
-        run(loaded.module, {"input_ids": ids(1, 1), "past_key_values": run(
-            loaded.module, {"input_ids": ids(1, 9), "attention_mask": causal(4, 5)}
-        ).past_key_values})
+        run(
+            loaded.module,
+            {
+                "input_ids": ids(1, 1),
+                "past_key_values": run(
+                    loaded.module, {"input_ids": ids(1, 9), "attention_mask": causal(4, 5)}
+                ).past_key_values,
+            },
+        )
 
 
 def test_more_sequences_than_slots(load: Callable[..., lai.LeptonModel]) -> None:

@@ -111,7 +111,9 @@ def test_packed_documents(data: st.DataObject) -> None:
 def test_any_matrix(data: st.DataObject) -> None:
     """A mask of sequences gives what it shows; any other is refused."""
     size = data.draw(st.integers(1, 5))
-    mask = np.array(data.draw(st.lists(st.lists(st.booleans(), min_size=size, max_size=size), min_size=size, max_size=size)))
+    mask = np.array(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=size, max_size=size), min_size=size, max_size=size))
+    )
     if data.draw(st.booleans()):
         mask = np.tril(mask)
         np.fill_diagonal(mask, True)

@@ -102,7 +102,9 @@ class Faulty:
 
 FAULTS = st.one_of(
     st.none(),
-    st.tuples(st.sampled_from(["before", "in", "after"]), st.sampled_from([DeviceError, KeyboardInterrupt, TimeoutError])),
+    st.tuples(
+        st.sampled_from(["before", "in", "after"]), st.sampled_from([DeviceError, KeyboardInterrupt, TimeoutError])
+    ),
 )
 # Few tokens, so that sequences begin alike.
 TOKENS = st.lists(st.sampled_from([3, 4]), min_size=1, max_size=5)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import lepton.ai as lai
 from lepton.quantization.quantized import QuantizedLinear
-from lepton.runtime.forward import DecoderForward
 from lepton.runtime.engine import DecoderEngine
 from lepton.runtime.executor import Executor, open_executor
+from lepton.runtime.forward import DecoderForward
 from lepton_hw.numerics import quantize_weights
 
 MODEL = "smollm2-135m"

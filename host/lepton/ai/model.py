@@ -19,8 +19,8 @@ from transformers import (
 
 from lepton.errors import InputError
 from lepton.placement import Report
-from lepton.runtime.forward import DecoderForward
 from lepton.runtime.executor import Executor
+from lepton.runtime.forward import DecoderForward
 
 
 class LeptonModel:

@@ -107,8 +107,8 @@ def _lepton(model: "LeptonModel") -> _Contender:
 
 def _engine(model: "LeptonModel") -> "DecoderEngine | None":
     """The engine of a model that runs as whole layers."""
-    from lepton.runtime.forward import DecoderForward
     from lepton.runtime.engine import DecoderEngine
+    from lepton.runtime.forward import DecoderForward
 
     forward = model.module.forward
     if isinstance(forward, DecoderForward) and isinstance(forward.decoder, DecoderEngine):

@@ -16,11 +16,10 @@ from lepton.placement.linear_by_linear import check_strict
 from lepton.quantization.linears import features, find_linears, quantize, replace
 from lepton.quantization.linears import unsupported_reason as unsupported_linear
 from lepton.quantization.quantized import QuantizedLinear, place
-from lepton.runtime.forward import DecoderForward
 from lepton.runtime.encoder import EncoderEngine
-from lepton.runtime.forward import EncoderForward
 from lepton.runtime.engine import DecoderEngine
 from lepton.runtime.executor import DeviceExecutor, Executor
+from lepton.runtime.forward import DecoderForward, EncoderForward
 from lepton.runtime.reference import ReferenceEncoder, ReferenceEngine
 from lepton.spec import DecoderSpec
 from lepton_hw.commands import COMMAND_BYTES

@@ -101,9 +101,7 @@ class DecoderForward:
         self._arguments = Arguments(model, _USED, _LOSS, {"is_causal": True})
         self.__signature__ = self._arguments.signature
         self._hooks = Hooks(without_work(model, recognized.modules))
-        self._mask = CausalMask(
-            [layer.attention.window for layer in spec.layers], getattr(config, "layer_types", None)
-        )
+        self._mask = CausalMask([layer.attention.window for layer in spec.layers], getattr(config, "layer_types", None))
         self._lengths = FrequencyLengths(config)
         self._positions = None if spec.rotary else getattr(config, "max_position_embeddings", None)
         self._cache = TokenCache()
@@ -214,7 +212,12 @@ class DecoderForward:
         length = self._lengths.of(int(positions.max()))
         rows = self._rows(given.get("token_type_ids"), tokens, embeds, positions)
         positions = np.where(valid, positions, 0)
-        if tokens is not None and rows is None and not length and 0 <= positions.min() <= positions.max() < PLAIN_POSITIONS:
+        if (
+            tokens is not None
+            and rows is None
+            and not length
+            and 0 <= positions.min() <= positions.max() < PLAIN_POSITIONS
+        ):
             return np.where(valid, tokens | positions << ID_BITS, 0)
         marks = np.zeros(positions.shape, np.int64)
         for index in zip(*np.nonzero(valid), strict=True):
@@ -251,9 +254,7 @@ class DecoderForward:
         loss = None
         if (labels := given.get("labels")) is not None:
             more = {name: given[name] for name in _LOSS if name in given}
-            loss = self._model.loss_function(
-                logits=logits, labels=labels, vocab_size=self._config.vocab_size, **more
-            )
+            loss = self._model.loss_function(logits=logits, labels=labels, vocab_size=self._config.vocab_size, **more)
         result = CausalLMOutputWithPast(
             loss=loss,  # type: ignore[reportArgumentType]
             logits=logits,  # type: ignore[reportArgumentType]
@@ -291,9 +292,7 @@ class DecoderForward:
             held = split
         return self._append(part, ledger, slot, held, len(part.columns), all_logits=part.wanted > 1)
 
-    def _append(
-        self, part: _Work, ledger: Ledger, slot: int, held: int, end: int, *, all_logits: bool = False
-    ) -> F32:
+    def _append(self, part: _Work, ledger: Ledger, slot: int, held: int, end: int, *, all_logits: bool = False) -> F32:
         """Compute tokens ``held`` to ``end`` of a sequence, of which those before are in the slot."""
         inputs = self._inputs(part.numbers[held:end], ledger)
         # Until this has succeeded the slot certainly has the tokens before only.

@@ -76,9 +76,7 @@ class CausalMask:
                 for row, columns in zip(parents, map(np.flatnonzero, valid), strict=True)
             ]
         seen = [(window, _matrix(part, batch, past, new, capacity)) for window, part in masks]
-        return [
-            _chains(parents[row], new, [(window, matrix[row]) for window, matrix in seen]) for row in range(batch)
-        ]
+        return [_chains(parents[row], new, [(window, matrix[row]) for window, matrix in seen]) for row in range(batch)]
 
     def _by_window(self, masks: Mapping[str, Any]) -> list[tuple[int, Any]]:
         """The masks of a dictionary, with the windows of their layers."""

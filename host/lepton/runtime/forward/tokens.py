@@ -128,7 +128,9 @@ class TokenCache:
         if keys.dtype != torch.float64 or keys.shape[1::2] != (1, 1) or values.shape[1::2] != (1, 2):
             raise _unfit("must have been filled by this model on its device, but was not; begin with an empty one")
         if len(keys) != batch:
-            raise _unfit(f"must be of {batch} sequences as the new tokens are, not {len(keys)}; select those that go on")
+            raise _unfit(
+                f"must be of {batch} sequences as the new tokens are, not {len(keys)}; select those that go on"
+            )
         numbers = keys[:, 0, :length, 0].cpu().numpy().astype(np.int64)
         parents, owners = values[:, 0, :length].cpu().numpy().astype(np.int64).transpose(2, 0, 1)
         if (owners != self._owner).any() or (numbers.min() < 0 and not hasattr(cache, _LEDGER)):
