@@ -165,7 +165,7 @@ def test_too_many_sequences(load: Callable[..., lai.LeptonModel]) -> None:
     """Prompts are computed in turns; what has caches that the device has no room for is refused."""
     few, many = load("llama", "emulator", sequences=2), load("llama", "emulator", sequences=3)
     assert torch.equal(few.forward(input_ids=ids(3, 4)).logits, many.forward(input_ids=ids(3, 4)).logits)
-    with pytest.raises(InputError, match="batch: must have at most 2 sequences, not 3; .* more sequences="):
+    with pytest.raises(InputError, match=r"batch: must have at most 2 sequences, not 3; .* more sequences="):
         few.generate(ids(3, 4), 2)
 
 
