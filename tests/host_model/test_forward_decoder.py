@@ -408,7 +408,7 @@ def test_hooks(load: Callable[..., lai.LeptonModel]) -> None:
                 run(loaded.module, {"input_ids": ids(1, 3)})
             hook.remove()
     everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    with pytest.raises(InputError, match="^any module: must have no forward hook"):
+    with pytest.raises(InputError, match=r"^any module: must have no forward hook"):
         run(loaded.module, {"input_ids": ids(1, 3)})
     everywhere.remove()
     assert torch.equal(run(loaded.module, {"input_ids": ids(1, 3)}).logits, plain.logits)
@@ -538,10 +538,10 @@ def test_caches_that_do_not_fit(load: Callable[..., lai.LeptonModel]) -> None:
         loaded.module(input_ids=ids(1, 2), past_key_values=rebuilt).logits,
         loaded.module(input_ids=ids(1, 2), past_key_values=own).logits,
     )
-    with pytest.raises(InputError, match="^past_key_values: must be of 2 sequences as the new tokens are, not 1"):
+    with pytest.raises(InputError, match=r"^past_key_values: must be of 2 sequences as the new tokens are, not 1"):
         loaded.module(input_ids=ids(2, 2), past_key_values=own)
     small = StaticCache(build("llama").config, max_cache_len=5)
-    with pytest.raises(InputError, match="^past_key_values: must have room for 6 tokens, but has 5"):
+    with pytest.raises(InputError, match=r"^past_key_values: must have room for 6 tokens, but has 5"):
         loaded.module(input_ids=ids(1, 6), past_key_values=small)
 
 
@@ -572,7 +572,7 @@ def test_documents_in_a_cache(load: Callable[..., lai.LeptonModel]) -> None:
             mask = torch.tensor([[1] * 4 + [0] * 5 + [1, 0], [0] * 4 + [1] * 5 + [0, 1]])[None, None] > 0
             results.append(module(input_ids=ids(1, 2), attention_mask=mask, past_key_values=cache).logits)
     assert correlation(*results) >= 0.999
-    with pytest.raises(InputError, match="^attention_mask: must show the cached tokens"):
+    with pytest.raises(InputError, match=r"^attention_mask: must show the cached tokens"):
         run(
             loaded.module,
             {
@@ -591,7 +591,7 @@ def test_more_sequences_than_slots(load: Callable[..., lai.LeptonModel]) -> None
     assert torch.equal(run(few.module, call).logits, run(many.module, call).logits)
     for name in ("input_ids", "inputs_embeds"):
         value = ids(3, 4) if name == "input_ids" else torch.zeros(3, 4, 64)
-        with pytest.raises(InputError, match="^batch: must have at most 2 sequences, not 3; .* more sequences="):
+        with pytest.raises(InputError, match=r"^batch: must have at most 2 sequences, not 3; .* more sequences="):
             run(few.module, {name: value, "past_key_values": DynamicCache()})
     call = {"input_ids": ids(1, 12), "position_ids": torch.arange(3).repeat(1, 4), "use_cache": False}
     assert torch.equal(run(few.module, call).logits, run(many.module, call).logits)

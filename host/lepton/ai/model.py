@@ -186,7 +186,6 @@ class LeptonModel:
         if self._closed:
             raise InputError("model: must be open, but is closed; load it again")
 
-<<<<<<< HEAD
     def _batches(self, prompt: Any, chat: bool | None, rows: int, mask: Any) -> list[dict[str, Any]]:
         """What to generate from, in groups that fit the device, each prompt being ``rows`` sequences."""
         decoder = self._decoder()
@@ -234,15 +233,6 @@ class LeptonModel:
         flat = bool(new) or on_device is not None
         check_ids(self.module, subject, ids, length=length, new=new, decoder=decoder, flat=flat)
         if new and on_device is not None and not fits(on_device.context, length, new):
-=======
-    def _check_ids(self, ids: Tensor, new: int) -> None:
-        if not isinstance(self.module, PreTrainedModel):
-            return
-        text = self.module.config.get_text_config()
-        limit = getattr(text, "max_position_embeddings", None)
-        if limit is not None and ids.shape[-1] + new > limit:
-            more = f" and {new} new ones" if new else ""
->>>>>>> trial
             raise InputError(
                 f"{subject}: {too_long(on_device.context, length, new)}, since the device was loaded with a context of "
                 f"{on_device.context}; load the model with context={length + new}, or shorten it"
