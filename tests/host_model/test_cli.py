@@ -155,7 +155,9 @@ def test_patterns_that_match_nothing(folder: Path) -> None:
 
 def test_a_prompt_that_is_too_long(folder: Path) -> None:
     error = lepton("run", folder, "w5 w6", "--max-new-tokens", 64, code=1)
-    assert error.startswith("error: prompt: tokens and new tokens but the last must be at most 64 together, not 2 and 64")
+    assert error.startswith(
+        "error: prompt: tokens and new tokens but the last must be at most 64 together, not 2 and 64"
+    )
 
 
 def test_import_is_light() -> None:
