@@ -6,6 +6,7 @@ import re
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -443,3 +444,14 @@ def test_all_outputs_of_a_head_are_there() -> None:
     assert result.keys() == exact.keys()
     assert result.mc_logits.shape == (1, 2)
     assert torch.allclose(result.mc_logits, exact.mc_logits, atol=0.02)
+
+
+def test_layers_that_were_not_seen_to_run_are_saved_too(tmp_path: Path) -> None:
+    model = build("llava")
+    ids = torch.arange(8)[None]
+    report = lai.quantize_(model, "reference", cost=ALWAYS, inputs={"input_ids": ids})
+    assert report.unseen
+    model.save_pretrained(tmp_path)
+    inputs = made(build("llava"))
+    with lai.load_model(tmp_path, "reference") as loaded:
+        assert torch.equal(answer(loaded.module, inputs), answer(model, inputs))
