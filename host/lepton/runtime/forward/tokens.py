@@ -124,7 +124,8 @@ class TokenCache:
         if not length:
             none = np.zeros((batch, 0), np.int64)
             return Past(numbers=none, parents=none, ledger=ledger, capacity=capacity)
-        keys, values = cast("Any", layer.keys), cast("Any", layer.values)
+        states = cast("Any", layer)
+        keys, values = states.keys, states.values
         if keys.dtype != torch.float64 or keys.shape[1::2] != (1, 1) or values.shape[1::2] != (1, 2):
             raise _unfit("must have been filled by this model on its device, but was not; begin with an empty one")
         if len(keys) != batch:
