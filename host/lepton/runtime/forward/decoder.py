@@ -121,7 +121,8 @@ class DecoderForward:
         self._hooks.check()
         if self._model.training:
             raise InputError("model: must be in evaluation mode on a device, but is in training; call eval()")
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        ids: Any = given.get("input_ids")
+        embeds: Any = given.get("inputs_embeds")
         if (ids is None) == (embeds is None):
             raise InputError("forward: must have either input_ids or inputs_embeds, not both or none; pass one of them")
         tokens: I64 | None = None
@@ -231,7 +232,7 @@ class DecoderForward:
         return marks
 
     @torch.no_grad()
-    def _rows(self, types: Any, tokens: I64 | None, embeds: Tensor | None, positions: I64) -> F32 | None:
+    def _rows(self, types: Any, tokens: Any, embeds: Any, positions: I64) -> F32 | None:
         """Hidden states [B, T, hidden] before the first layer, of tokens that are not ids alone."""
         if types is None and embeds is None:
             return None

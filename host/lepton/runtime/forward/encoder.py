@@ -100,13 +100,15 @@ class EncoderForward:
 
     def _check(self, given: dict[str, Any]) -> torch.device:
         """Check what goes to the embeddings: the torch device of the tokens. Raises :class:`InputError`."""
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        ids: Any = given.get("input_ids")
+        embeds: Any = given.get("inputs_embeds")
+        words: Any = self._base.get_input_embeddings()
         if (ids is None) == (embeds is None):
             raise InputError("forward: must have either input_ids or inputs_embeds, not both or none; pass one of them")
         if embeds is None:
             device, (batch, tokens) = ids.device, numbers("input_ids", ids, (None, None)).shape
         else:
-            given["inputs_embeds"] = embeddings(embeds, self._base.get_input_embeddings().weight.shape[1])
+            given["inputs_embeds"] = embeddings(embeds, words.embedding_dim)
             device, (batch, tokens) = embeds.device, embeds.shape[:2]
         for name, table in _TABLES.items():
             rows = getattr(self._embeddings, table, None)

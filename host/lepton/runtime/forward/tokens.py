@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ class TokenCache:
         length = int(cache.get_seq_length())
         if not length:
             _empty(cache)
-        layer: Any = cache.layers[0] if cache.layers else None
+        layer = cast("Any", cache.layers[0] if cache.layers else None)
         if layer is not None and type(layer) not in (DynamicLayer, StaticLayer):
             raise _unfit(f"must keep all tokens as they are, but has a {type(layer).__name__}; use a DynamicCache")
         capacity = layer.max_cache_len if type(layer) is StaticLayer else None
@@ -124,7 +124,8 @@ class TokenCache:
         if not length:
             none = np.zeros((batch, 0), np.int64)
             return Past(numbers=none, parents=none, ledger=ledger, capacity=capacity)
-        keys, values = layer.keys, layer.values
+        states = cast("Any", layer)
+        keys, values = states.keys, states.values
         if keys.dtype != torch.float64 or keys.shape[1::2] != (1, 1) or values.shape[1::2] != (1, 2):
             raise _unfit("must have been filled by this model on its device, but was not; begin with an empty one")
         if len(keys) != batch:
@@ -179,7 +180,7 @@ def _empty(cache: Cache) -> None:
             )
     if cache.layers and getattr(cache.layers[0], "is_initialized", False):
         # It may have been initialized for keys of another shape.
-        cache.layers[0].is_initialized = False
+        cast("Any", cache.layers[0]).is_initialized = False
 
 
 def _unfit(problem: str) -> InputError:
