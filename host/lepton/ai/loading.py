@@ -47,7 +47,7 @@ def load_model(
     device
         ``cpu`` (nothing offloaded), ``reference``, ``emulator`` or ``rtl``.
     host_device
-        Where PyTorch runs the rest: ``cpu`` or ``cuda``.
+        Where PyTorch runs the rest: ``cpu``, ``cuda`` or any other of its devices.
     config
         Hardware configuration (``lepton devices``).
     strict
@@ -61,8 +61,7 @@ def load_model(
         Decides which layers are worth offloading.
     layers
         Run whole layers on the device, attention and caches with them, if the model is of a kind that allows it:
-        one command list a step. Otherwise, and with ``skip``, ``inputs`` or another ``host_device``, Linear layers are
-        offloaded one by one.
+        one command list a step. Otherwise, and with ``skip`` or ``inputs``, Linear layers are offloaded one by one.
     context, sequences
         With whole layers: most tokens of a sequence, and how many sequences have a cache.
     memory_bytes
@@ -131,9 +130,16 @@ def _saved_layers(module: nn.Module) -> bool | None:
 
 
 def _host_device(name: str) -> torch.device:
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"host_device '{name}': must be cpu or cuda; the accelerator is chosen by device=")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"host_device '{name}': must be available, but PyTorch finds no CUDA device; use cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            f"host_device '{name}': must be a device of PyTorch, like cpu or cuda; the accelerator is chosen by device="
+        ) from error
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend raises its own
+        raise InputError(
+            f"host_device '{name}': must be available to PyTorch, but using it failed: {error}; use cpu"
+        ) from error
+    return device

@@ -1,40 +1,34 @@
-"""Keeps a model as it was while its code runs."""
+"""Runs the code of a model without a trace of it in the model: on a copy, with random numbers as they were."""
 
+import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-_PARTS = ("_parameters", "_buffers", "_modules")
-"""What a module's attributes are kept in besides its own dictionary."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copied(model: Model) -> Model:
+    """A copy of ``model`` with everything of its own but the parameters and what is computed from them."""
+    shared = list(model.parameters())
+    for module in model.modules():
+        shared += [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value for value in shared})
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Undo what running ``model`` inside the context changes in its attributes, its buffers and its config.
-
-    Some models keep what they have seen: rotary frequencies for the longest sequence, another attention for short ones.
-    """
-    modules = [(module, _copies(module)) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.device.type != "meta"]
-    config: Any = getattr(model, "config", None)
-    settings = dict(vars(config)) if hasattr(config, "__dict__") else None
+def undisturbed() -> Iterator[None]:
+    """Put the generators of random numbers back."""
+    # BigBird seeds NumPy's global generator.
+    numpy_state, state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
-        for module, (own, parts) in modules:
-            vars(module).clear()
-            vars(module).update(own)
-            for name, part in parts.items():
-                vars(module)[name].clear()
-                vars(module)[name].update(part)
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        if settings is not None:
-            vars(config).clear()
-            vars(config).update(settings)
-
-
-def _copies(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    return dict(vars(module)), {name: dict(vars(module)[name]) for name in _PARTS}
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(state)

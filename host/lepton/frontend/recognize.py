@@ -12,7 +12,7 @@ from lepton.errors import UnsupportedModel
 from lepton.frontend.families import describe
 from lepton.frontend.families.description import Description
 from lepton.frontend.leaves import LinearModules, NormModule
-from lepton.frontend.preserve import preserved
+from lepton.frontend.preserve import copied, undisturbed
 from lepton.frontend.proof import prove
 from lepton.quantization.linears import quantize
 from lepton.quantization.quantized import QuantizedLinear
@@ -51,11 +51,10 @@ class Recognized:
 def recognize(model: nn.Module) -> Recognized:
     """The Transformer in ``model``. Raises :class:`UnsupportedModel` with the reason if there is none."""
     _check_types(model)
-    description = describe(model)
-    with torch.no_grad(), preserved(model):
-        prove(description)
-    with torch.no_grad():
-        return _quantized(model, description)
+    # Some models keep what they have seen: frequencies of the longest sequence, another attention for short ones.
+    with torch.no_grad(), undisturbed():
+        prove(describe(copied(model)))
+        return _quantized(model, describe(model))
 
 
 def _check_types(model: nn.Module) -> None:

@@ -1,13 +1,9 @@
 """A trial run that shows which layers are called, which read the same tensor, and what everything costs."""
 
-import copy
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +13,7 @@ from transformers.integrations import moe
 
 from lepton.errors import InputError
 from lepton.frontend.inputs import recipes
+from lepton.frontend.preserve import copied, undisturbed
 from lepton.quantization.linears import features, find_linears
 
 Inputs = Mapping[str, Any] | tuple[Any, ...]
@@ -48,12 +45,12 @@ def trial(model: nn.Module, inputs: Inputs | None) -> Trace | str:
     Raises :class:`InputError` if the run fails with ``inputs`` that were given.
     """
     try:
-        subject = _copied(model)
+        subject = copied(model)
     except Exception as error:  # a copy runs whatever the model's classes define
         return f"the model cannot be copied: {_line(error)}"
     if inputs is not None:
         try:
-            with _undisturbed():
+            with undisturbed():
                 return trace(subject, inputs)
         except Exception as error:
             raise InputError(
@@ -65,9 +62,9 @@ def trial(model: nn.Module, inputs: Inputs | None) -> Trace | str:
     reason = ""
     for recipe in recipes(model):
         # A run that fails half-way may have changed its copy.
-        fresh = _copied(model)
+        fresh = copied(model)
         try:
-            with _undisturbed():
+            with undisturbed():
                 return trace(fresh, recipe(fresh))
         except Exception as error:  # any exception in a trial is a reason to go on without
             reason = reason or f"it fails with the inputs made for it: {_line(error)}; pass inputs="
@@ -123,27 +120,6 @@ def trace(model: nn.Module, inputs: Inputs) -> Trace:
         if name not in group:
             group.append(name)
     return Trace(_tokens(inputs), frozenset(called), calls, macs, list(groups.values()))
-
-
-def _copied(model: Model) -> Model:
-    """A copy of ``model`` with everything of its own but the parameters and what is computed from them."""
-    shared = list(model.parameters())
-    for module in model.modules():
-        shared += [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(value): value for value in shared})
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put the generators of random numbers back."""
-    # BigBird seeds NumPy's global generator.
-    numpy_state, state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(state)
 
 
 def _line(error: Exception) -> str:

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
 
 from lepton.errors import InputError, LeptonError
 from lepton.frontend.trace import Trace, trial
@@ -44,15 +42,10 @@ def offload_linears(
     tensor and can run as one; without one every layer runs by itself.
 
     Raises :class:`InputError` for ``options.inputs`` that the model does not take, a pattern that no Linear layer
-    matches, and a model that is compiled, and :class:`PlacementError` if ``options.strict`` and a Linear layer has to
+    matches, and :class:`PlacementError` if ``options.strict`` and a Linear layer has to
     stay; with an ``unsupported_reason``, if anything has to that the trial run saw multiply, as attention does, or if
     there is no trial run. All before anything is changed.
     """
-    if isinstance(model, OptimizedModule | torch.jit.ScriptModule):
-        raise InputError(
-            f"model: must be a module as it was written, not the {type(model).__name__} that was compiled from it; "
-            f"pass the module, and compile the result"
-        )
     config, skip = executor.config, options.skip
     linears = find_linears(model)
     for pattern in skip:

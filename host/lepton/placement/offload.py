@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from lepton.compiler.command_lists import CommandLists
 from lepton.errors import InputError, UnsupportedModel
@@ -53,6 +55,11 @@ def offload(model: nn.Module, executor: Executor, options: OffloadOptions | None
     options = options or OffloadOptions()
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be a torch.nn.Module, not {type(model).__name__}; use lepton.ai.load_model")
+    if isinstance(model, OptimizedModule | torch.jit.ScriptModule):
+        raise InputError(
+            f"model: must be a module as it was written, not the {type(model).__name__} that was compiled from it; "
+            f"pass the module, and compile the result"
+        )
     placed = any(isinstance(module, QuantizedLinear) and module.placed for module in find_linears(model).values())
     if placed or offloaded(model) is not None:
         raise InputError("model: must not be offloaded yet, but is; load it afresh for another device")
