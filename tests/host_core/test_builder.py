@@ -47,7 +47,7 @@ def built(steps: list[Step]) -> list[Command]:
     builder = ListBuilder(NANO, caches=16)
     for step in steps:
         builder.add(step.command, reads=step.reads, writes=step.writes)
-    return builder.finish()
+    return list(builder.finish().commands)
 
 
 # ---- What has happened before what, by the rules of the accelerator -----------------------------------------
