@@ -194,15 +194,22 @@ def test_pairs(pair: str) -> None:
     check([Step(VECTOR, writes=(Y,)), first, Step(STORE, (Y,)), second])
 
 
+def moved(step: Step, words: int) -> Step:
+    """The step with all that it uses so many words further on."""
+    reads, writes = (
+        tuple(span._replace(begin=span.begin + words, end=span.end + words) for span in spans) for spans in step[1:]
+    )
+    return Step(step.command, reads, writes)
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_no_wait_where_nothing_is_shared(pair: str) -> None:
+    """Not even if one part begins where the other ends."""
     first, second = PAIRS[pair]
-    apart = second._replace(
-        reads=tuple(span._replace(begin=span.end, end=span.end + 1) for span in second.reads),
-        writes=tuple(span._replace(begin=span.end, end=span.end + 1) for span in second.writes),
-    )
-    commands = built([first, apart])
-    assert all(command.wait == command.signal == 0 for command in commands)
+    for span in {*first.reads, *first.writes} & {*second.reads, *second.writes}:
+        for words in (span.begin - span.end, span.end - span.begin):
+            commands = built([moved(first, 6), moved(second, 6 + words)])
+            assert all(command.wait == command.signal == 0 for command in commands)
 
 
 @pytest.mark.parametrize(

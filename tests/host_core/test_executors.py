@@ -392,9 +392,9 @@ def test_every_launch_has_the_time_limit():
     class Watched(EmulatorDevice):
         limits: ClassVar[list[float]] = []
 
-        def run(self, program, commands, bases=(), timeout=10.0):
-            self.limits.append(timeout)
-            super().run(program, commands, bases, timeout)
+        def run(self, *arguments, **options):
+            self.limits.append(arguments[3])
+            super().run(*arguments, **options)
 
     rng = np.random.default_rng(53)
     with DeviceExecutor(Watched(CONFIGS["nano"], 1 << 22), timeout=12.5) as executor:
