@@ -158,6 +158,11 @@ class TransformerSpec(Generic[LinearT, NormT]):
             for number, residual in enumerate(residuals):
                 yield layer, number, residual
 
+    @property
+    def attentions(self) -> list[Attention[LinearT, NormT]]:
+        """The attention of each layer."""
+        return [residual.body for _, _, residual in self.branches if isinstance(residual.body, Attention)]
+
     def finish_logits(self, logits: Tensor) -> Tensor:
         """Multiplier and bound of logits, which the host applies."""
         if self.logit_multiplier != 1:

@@ -75,10 +75,9 @@ def prove(description: Description) -> None:
     """
     check_parameters(description)
     generator = torch.Generator().manual_seed(0)
-    vocabulary = getattr(description.tokens, "num_embeddings", description.spec.vocab_size)
-    device = next(description.tokens.parameters()).device
+    device = description.tokens.weight.device
     for trial in _trials(description):
-        ids = torch.randint(vocabulary, (trial.tokens,), generator=generator).to(device)
+        ids = torch.randint(description.tokens.num_embeddings, (trial.tokens,), generator=generator).to(device)
         positions = torch.arange(trial.tokens, device=device) + trial.first
         where = f" at position {trial.first}" if trial.first else ""
         try:

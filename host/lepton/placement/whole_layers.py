@@ -1,7 +1,7 @@
 """Moves the layers of a Transformer to a device, in place."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from torch import nn
@@ -17,11 +17,10 @@ from lepton.quantization.linears import features, find_linears, quantize, replac
 from lepton.quantization.linears import unsupported_reason as unsupported_linear
 from lepton.quantization.quantized import QuantizedLinear, place
 from lepton.runtime.decoder import DecoderEngine
-from lepton.runtime.decoder_forward import DecoderForward
 from lepton.runtime.encoder import EncoderEngine
-from lepton.runtime.encoder_forward import EncoderForward
 from lepton.runtime.engine import LIST_TIMEOUT
 from lepton.runtime.executor import DeviceExecutor, Executor
+from lepton.runtime.forward import DecoderForward, EncoderForward, OnDevice
 from lepton.runtime.reference import ReferenceEncoder, ReferenceEngine
 from lepton.spec import Spec
 from lepton_hw.commands import COMMAND_BYTES
@@ -68,9 +67,20 @@ def offload_layers(model: nn.Module, executor: Executor, options: OffloadOptions
             replacements[module] = layer = quantize(name, module)
             place([name], [layer], executor)
     replace(model, replacements)
+    for name, module in _passed_by(recognized.model, {*recognized.layers.modules(), *replacements.values()}).items():
+        vars(module)["forward"] = OnDevice(name)
     forward = DecoderForward if recognized.spec.causal else EncoderForward
     vars(recognized.model)["forward"] = forward(recognized, engine)
     return report, engine
+
+
+def _passed_by(model: nn.Module, on_device: Set[nn.Module]) -> dict[str, nn.Module]:
+    """Modules whose work the device does, and those inside ``model`` that contain them, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and any(part in on_device for part in module.modules())
+    }
 
 
 def _engine(recognized: Recognized, executor: Executor, options: OffloadOptions) -> Any:

@@ -27,7 +27,7 @@ class Description:
     """Modules that are the attention of a layer."""
     host: Sequence[nn.Module]
     """Modules that stay on the host: embeddings, rotary tables, a pooler."""
-    tokens: nn.Module
+    tokens: nn.Embedding
     """Embedding of token ids: [...] to [..., hidden]."""
     place: Callable[[Tensor, Tensor], Tensor]
     """Embedded tokens [..., hidden] and their positions [...] to the hidden states before the first layer."""
