@@ -128,6 +128,23 @@ def test_bits_of_long_reductions(either):
         same_bits(either.linear(either.load_linear(weights, values), x), expected)
 
 
+@pytest.mark.parametrize("length", [512, 2000])
+def test_blocks_of_every_size(either, length):
+    """Block maxima at and beside where the shift changes; sums of large and odd products that no float32 holds."""
+    rng = np.random.default_rng(length)
+    weights = QuantizedWeights(rng.choice([127, 125], (5, length)).astype(np.int8), np.ones(5, np.float32))
+    x = np.zeros((12, -(-length // 32), 32), np.float32)
+    for row, blocks in enumerate(x):
+        edges = np.exp2(-rng.choice([0, 0, 0, 1, 2, 3], len(blocks))).astype(np.float32)
+        if row % 3:  # as they are, a little smaller, a little larger
+            edges = np.nextafter(edges, np.float32((0, np.inf)[row % 3 - 1]))
+        blocks[:] = rng.uniform(0.5, 1, blocks.shape) * edges[:, None]
+        blocks[:, 0] = edges
+        blocks[0, 0] = 1
+    x = torch.from_numpy(np.minimum(x, 1).reshape(12, -1)[:, :length].astype(np.float32))
+    same_bits(either.linear(either.load_linear(weights), x), numerics.linear(x.numpy(), weights))
+
+
 def test_a_row_does_not_depend_on_the_others(executor):
     rng = np.random.default_rng(11)
     handle = executor.load_linear(*layer(rng, 70, 200))
