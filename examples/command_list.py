@@ -57,8 +57,8 @@ def main() -> None:
         stream = place(device, pack_weights(config, weights.q, weights.scale))
         rows = place(device, pack_activations(config, quantize_rows(x)))
         results = device.allocate(output_bytes(config, M, N))
-        program = place(device, np.frombuffer(encoded, np.uint8))
-        device.run(program, len(commands), (stream.address, rows.address, results.address))
+        command_list = place(device, np.frombuffer(encoded, np.uint8))
+        device.run(command_list, len(commands), (stream.address, rows.address, results.address))
         y = unpack_output(config, device.read(results), M, N)  # [M, N] float32
         print(device.counters())
 

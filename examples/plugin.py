@@ -18,7 +18,7 @@ PROMPT = "The three primary colors are"
 def answer(model: PreTrainedModel, folder: Path) -> str:
     """A few words that the model adds to the prompt."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    tokens = model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=8, do_sample=False)  # type: ignore[reportCallIssue]
     return tokenizer.decode(tokens[0])
 
 

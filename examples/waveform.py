@@ -54,8 +54,8 @@ def main() -> None:
         buffers = [device.allocate(part.size) for part in parts]
         for buffer, part in zip(buffers, parts, strict=True):
             device.write(buffer, part)
-        *_, results, program = buffers
-        device.run(program, len(commands), [buffer.address for buffer in buffers[:3]])
+        *_, results, command_list = buffers
+        device.run(command_list, len(commands), [buffer.address for buffer in buffers[:3]])
         y = unpack_output(config, device.read(results), M, N)  # [M, N] float32
         counters = device.counters()
 

@@ -2,7 +2,7 @@
 
 Everything that compiles for, simulates or drives an accelerator takes a :class:`HardwareConfig`; nothing
 else may assume a size. The part of it that software must agree on is packed in the configuration word that
-a device reports at :attr:`lepton_hw.registers.Register.CONFIG`.
+a device reports at the register ``CONFIG``.
 """
 
 from dataclasses import dataclass

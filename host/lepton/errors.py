@@ -21,6 +21,7 @@ __all__ = [
     "LeptonError",
     "MemoryFullError",
     "MissingDependencyError",
+    "SourceError",
     "UnsupportedModel",
 ]
 
@@ -55,6 +56,10 @@ class MemoryFullError(LeptonError, MemoryError):
 
 class MissingDependencyError(LeptonError, ImportError):
     """An optional part of Lepton is not installed."""
+
+
+class SourceError(LeptonError, RuntimeError):
+    """A model's files cannot be fetched, are damaged or incomplete, or hold what would be dropped."""
 
 
 class DeviceMismatchError(LeptonError, RuntimeError):

@@ -29,6 +29,7 @@ from lepton_hw.commands import (
 )
 from lepton_hw.config import CONFIGS
 from lepton_hw.errors import ErrorCode
+from lepton_hw.rules import RULES, Case
 
 # R 8, 64 accumulator rows, 128 row scales, 2048 activation words, rows of at most 2048 words, 8192 words of the
 # vector memory
@@ -208,6 +209,31 @@ def test_valid(case: tuple[Command, dict[str, Any]]) -> None:
 def test_field_error(case: tuple[Command, dict[str, Any]]) -> None:
     command, changes = case
     assert command_error(NANO, encode(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.FIELD
+
+
+UNBREAKABLE = {"`count` is at least 1", "`count` is at most 24", "`tokens_i` is zero from i = `count` on"}
+"""Rules that no command object can break: see :func:`test_count_of_context_registers`."""
+
+
+@pytest.mark.parametrize("opcode", Opcode)
+def test_every_rule_is_broken_alone(opcode: Opcode) -> None:
+    """For each rule of the table a command above breaks this one and no other, on one build or another."""
+    broken = set()
+    for command, changes in INVALID:
+        if command.opcode is opcode:
+            for config in (NANO, CONFIGS["sim"]):
+                case = Case(config, replace(command, **changes), BASES, (*CONTEXTS, *[999] * 192))
+                rules = [str(rule) for rule in RULES[opcode] if not rule.holds(case)]
+                broken |= set(rules) if len(rules) == 1 else set()
+    assert broken == {str(rule) for rule in RULES[opcode]} - UNBREAKABLE
+
+
+def test_texts_of_rules_name_what_they_are_about() -> None:
+    texts = [str(rule) for rule in RULES[Opcode.GEMM]]
+    assert len(set(texts)) == len(texts)
+    assert "`words` is at most `max_words`" in texts
+    assert "with `ROWS` `target + (rows - 1) * target_pitch + 4 * blocks` is at most `vector_words`" in texts
+    assert "`SQUARE` and `B_VALUE` exclude each other" in map(str, RULES[Opcode.VECTOR])
 
 
 def with_word(command: Command, word: int, value: int) -> bytes:

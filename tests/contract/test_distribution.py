@@ -36,3 +36,9 @@ def test_every_extra_that_a_message_names_exists() -> None:
 
 def test_no_message_spells_the_command_itself() -> None:
     assert [path.name for path in SOURCES if "lepton[" in path.read_text()] == []
+
+
+def test_every_package_is_typed() -> None:
+    """Type checkers read the annotations of an installed package only if it says so."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert [package for package in packages["packages"] if not (ROOT / package / "py.typed").is_file()] == []

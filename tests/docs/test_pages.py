@@ -11,6 +11,8 @@ from lepton.errors import DeviceError
 from lepton_hw.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
+PATH = re.compile(r"`((?:lepton_hw|rtl|sim|host|examples|tests|tools|docs)/[\w/.]*)`")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -41,3 +43,8 @@ def test_links_lead_somewhere(page: str) -> None:
         file = ROOT / (target or page)
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    assert [path for path in PATH.findall((ROOT / page).read_text()) if not (ROOT / path).exists()] == []

@@ -1,22 +1,27 @@
-"""The register file keeps AXI4-Lite: an answer to every access, and none without, soon, and held until it is taken."""
+"""The register file keeps AXI4-Lite: an answer to every access, and none without, soon, and held until it is taken.
+What it shows and does is that of its registers and counters, whatever their values."""
 
 from pathlib import Path
 
 import pytest
-from amaranth.hdl import Cat, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Mux, Signal, Value
 from amaranth.lib import wiring
 from prover import Bench, Design, Inside, Refuted, changed, prove_always, prove_until, show_reachable
 
+from lepton_hw.commands import BASES
 from lepton_hw.config import get_config
-from lepton_hw.registers import REGISTERS
-from lepton_rtl.control.register_file import RegisterFile
+from lepton_hw.registers import COUNTER_BITS, COUNTERS, ID, REGISTERS
+from lepton_rtl.control.register_file import STATUS_LAYOUT, RegisterFile
+
+CONFIG = get_config("nano")
+BUILD = 0x0123456789ABCDEF
 
 
 def bench_register_file(kind: type) -> Bench:
     """A register file under any master that keeps the protocol, as the accelerator runs and stops."""
     bench = Bench()
     m = bench.m
-    file = kind(get_config("nano"), build=0x0123456789ABCDEF)
+    file = kind(CONFIG, build=BUILD)
     m.submodules.dut = dut = Inside(file)
     for path, member, port in file.signature.flatten(file):
         if member.flow == wiring.In:
@@ -74,21 +79,81 @@ def bench_register_file(kind: type) -> Bench:
     def to(name: str) -> Value:
         return address[2:] == REGISTERS[name].offset // 4
 
-    commands = Signal(32)
+    # Every register of the table, as it is known from outside.
+    expected: dict[int, Value] = {}
     mask = Cat(bit.replicate(8) for bit in strobe)
-    m.d.comb += commands.eq(
-        Mux(written & to("COMMANDS"), (bench.past(commands) & ~mask) | (value & mask), bench.past(commands))
-    )
-    bench.check("stored", file.commands == commands)
-    start = written & to("CONTROL") & value[0] & strobe[0] & ~bench.past(file.running)
+    ports = {"LIST": file.list, "COMMANDS": file.commands, "WINDOW_BASE": file.window_base}
+    ports |= {"WINDOW_END": file.window_end, **{f"BASE{i}": file.bases[i] for i in range(BASES)}}
+    for name, port in ports.items():
+        first = REGISTERS[name].offset // 4
+        kept = [bench.past(part) for part in (port[:32], port[32:]) if len(part)]
+        for half, before in enumerate(kept):
+            stored = Mux(written & (address[2:] == first + half), (before & ~mask) | (value & mask), before)
+            expected[first + half] = port[32 * half :][:32]
+            bench.check(f"stored_{name}_{half}", expected[first + half] == stored[: len(before)])
+
+    def flag(name: str) -> Signal:
+        """A register of one bit that a write sets."""
+        bit = Signal(name=f"expected_{name}")
+        before = bench.past(bit)
+        m.d.comb += bit.eq(Mux(written & to(name) & strobe[0], value[0], before))
+        expected[REGISTERS[name].offset // 4] = bit
+        return bit
+
+    enabled, interrupt_enable = flag("GLOBAL_INTERRUPT"), flag("INTERRUPT_ENABLE")
+    finished, running, was_running = bench.past(file.finished), file.running, bench.past(file.running)
+    start = written & to("CONTROL") & value[0] & strobe[0] & ~was_running
     bench.check("starts_when_told", file.start == start)
-    bench.check("runs", file.running == (file.start | bench.past(file.running)) & ~bench.past(file.finished))
+    bench.check("runs", running == (file.start | was_running) & ~finished)
+    # The interrupt: set by the end of a list if it is enabled, toggled by writing a one.
+    status = Signal()
+    toggled = bench.past(status) ^ (written & to("INTERRUPT_STATUS") & strobe[0] & value[0])
+    m.d.comb += status.eq(toggled | (finished & bench.past(interrupt_enable)))
+    expected[REGISTERS["INTERRUPT_STATUS"].offset // 4] = status
+    bench.check("interrupt", file.interrupt == bench.past(enabled & status))
+    # Done from the end of a list until it is read, or the next start.
+    shown = bus["rvalid"] & bench.past(~bus["rvalid"])
+    read_from = Signal.like(bus["araddr"])
+    with m.If(ar):
+        m.d.sync += read_from.eq(bus["araddr"])
+    done = Signal()
+    seen = shown & (read_from[2:] == REGISTERS["CONTROL"].offset // 4) & bus["rdata"][1]
+    m.d.comb += done.eq(finished | (bench.past(done) & ~start & ~seen))
+    expected[REGISTERS["CONTROL"].offset // 4] = Cat(running, done, ~running, done)
+    for name in STATUS_LAYOUT.members:
+        expected[REGISTERS[name.upper()].offset // 4] = file.status[name]
+    for name, number in (("ID", ID), ("CONFIG", CONFIG.word), ("BUILD", BUILD)):
+        for half in range(REGISTERS[name].bits // 32):
+            expected[REGISTERS[name].offset // 4 + half] = Const(number >> 32 * half & 0xFFFFFFFF, 32)
+    # Counters count one event each from a start on, far beyond 32 bits.
+    for name, register in COUNTERS.items():
+        counter = Signal(COUNTER_BITS, name=f"expected_{name}")
+        m.d.sync += counter.eq(Mux(file.start, 0, counter + file.events[name.lower()]))
+        bench.check(f"counts_{name}", dut[f"counter_{name.lower()}"] == counter)
+        expected[register.offset // 4] = counter[:32]
+        expected[register.offset // 4 + 1] = counter[32:]
+    assert {register.offset // 4 for register in (*REGISTERS.values(), *COUNTERS.values())} <= expected.keys()
+    # A read shows what a register was two cycles before the answer; no register is zero.
+    known = Signal(32)
+    with m.Switch(read_from[2:]):
+        for place, content in expected.items():
+            with m.Case(place):
+                m.d.comb += known.eq(content)
+    bench.check("shows", ~shown | (bus["rdata"] == bench.past(known, 2)))
+    bench.check("address", bus["arready"] | (read_from[2:] == dut.called("address")[1]))
     bench.reach("two_writes", b & (bench.count(4, "responses", b) == 1))
     bench.reach("two_reads", r & (bench.count(4, "answers", r) == 1))
     bench.reach("start", file.start)
     bench.reach("interrupt", file.interrupt)
 
     # How registers are related.
+    for name, bit in {
+        "enabled": enabled,
+        "interrupt_enable": interrupt_enable,
+        "interrupt_status": status,
+        "done": done,
+    }.items():
+        bench.check(f"same_{name}", dut[name] == bit)
     chosen = dut["chosen"]
     bench.check("held_address", bus["awready"] | (address[2:] == dut.called("address")[0]))
     bench.check("held_data", bus["wready"] | (value == dut.called("value")[0]) & (strobe == dut["strobe"]))
@@ -117,8 +182,30 @@ def test_register_file(tmp_path: Path) -> None:
         ("with m.If(self.s_axi_control_rvalid & self.s_axi_control_rready):", "with m.If(self.s_axi_control_rready):"),
         ("self.s_axi_control_awready.eq(~have_address)", "self.s_axi_control_awready.eq(1)"),
         ("write_mask[0] & ~self.running", "write_mask[0]"),
+        ("interrupt_status ^ write_data[0]", "interrupt_status & ~write_data[0]"),
+        ("interrupt_status ^ write_data[0]", "interrupt_status | write_data[0]"),
+        ("with m.If(interrupt_enable):", "with m.If(interrupt_enable & enabled):"),
+        ("enabled & interrupt_status", "interrupt_status"),
+        ("read_data[1]", "done"),
+        ("self.running.eq(1), done.eq(0)", "self.running.eq(1)"),
+        ("self.events[name.lower()]", "self.events['read_beats']"),
+        ("write_data[: len(part)] & mask", "write_data[: len(part)]"),
     ],
 )
 def test_mutants(old: str, new: str, tmp_path: Path) -> None:
     with pytest.raises(Refuted):
         prove_until(Design(bench_register_file(changed(RegisterFile, {old: new})), tmp_path), cycles=12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("readable[register.offset // 4 + 1] = counter[32:]", "readable[register.offset // 4 + 1] = counter[33:]"),
+        ("counter.eq(counter + 1)", "counter.eq(Cat((counter + 1)[:32], counter[32:]))"),
+        ("with m.If(self.start):", "with m.If(self.start & ~counter[40]):"),
+    ],
+)
+def test_mutants_of_wide_counters(old: str, new: str, tmp_path: Path) -> None:
+    """No run from reset on is so long that it shows them."""
+    with pytest.raises(Refuted):
+        prove_always(Design(bench_register_file(changed(RegisterFile, {old: new})), tmp_path), depth=5)

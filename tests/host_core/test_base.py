@@ -289,12 +289,13 @@ def test_threads_take_turns(device):
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(120)
     assert not failures
+    assert not any(thread.is_alive() for thread in threads)
     assert device.free_bytes == 16 * PAGE_BYTES
 
 

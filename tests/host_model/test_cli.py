@@ -150,6 +150,18 @@ def test_errors(arguments: tuple[str, ...], code: int, message: str) -> None:
     assert "Traceback" not in output
 
 
+def test_patterns_that_match_nothing(folder: Path) -> None:
+    error = lepton("explain", folder, "--skip", "lm_haed", code=1)
+    assert error.startswith("error: skip: must match a Linear layer of LlamaForCausalLM, but 'lm_haed' matches none")
+
+
+def test_a_prompt_that_is_too_long(folder: Path) -> None:
+    error = lepton("run", folder, "w5 w6", "--max-new-tokens", 64, code=1)
+    assert error.startswith(
+        "error: prompt: tokens and new tokens but the last must be at most 64 together, not 2 and 64"
+    )
+
+
 def test_import_is_light() -> None:
     """The command line answers quickly, and the runtime does without the hardware description."""
     script = "import sys, {}; print([m for m in ('torch', 'transformers', 'amaranth') if m in sys.modules])"

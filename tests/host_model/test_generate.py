@@ -133,8 +133,8 @@ def test_stream_hands_on_errors(load: Callable[..., lai.LeptonModel]) -> None:
     ("arguments", "message"),
     [
         (
-            {"prompt": torch.full((1, 60), 5), "max_new_tokens": 5},
-            r"^prompt: tokens and new tokens must be at most 64 together, not 60 and 5 new ones; shorten it$",
+            {"prompt": torch.full((1, 60), 5), "max_new_tokens": 6},
+            r"^prompt: tokens and new tokens .* at most 64 together, not 60 and 6 new ones; shorten it$",
         ),
         (
             {"prompt": torch.tensor([[5, 256]])},
@@ -148,7 +148,7 @@ def test_stream_hands_on_errors(load: Callable[..., lai.LeptonModel]) -> None:
         ({"prompt": 5}, r"^prompt: must be a text or several, not 5; pass token ids as a tensor$"),
         ({"prompt": "w5", "max_new_tokens": 0}, r"^max_new_tokens: must be a whole number from 1, not 0$"),
         ({"prompt": "w5", "chat": True}, r"^prompt: chat=True needs a chat template, but the model has none; "),
-        ({"prompt": ["w5", "w6"], "stream": True}, r"^stream: must be one prompt without beams; "),
+        ({"prompt": ["w5", "w6"], "stream": True}, r"^stream: must be one prompt with one answer, not several prompts"),
     ],
 )
 def test_bad_prompts(load: Callable[..., lai.LeptonModel], arguments: dict[str, Any], message: str) -> None:
@@ -157,7 +157,7 @@ def test_bad_prompts(load: Callable[..., lai.LeptonModel], arguments: dict[str, 
 
 
 def test_too_long_forward(load: Callable[..., lai.LeptonModel]) -> None:
-    with pytest.raises(InputError, match=r"^prompt: tokens must be at most 64 together, not 65; shorten it$"):
+    with pytest.raises(InputError, match=r"^input_ids: tokens must be at most 64, not 65; shorten it$"):
         load("gpt2", "reference")(input_ids=torch.full((1, 65), 5))
 
 

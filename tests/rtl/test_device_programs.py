@@ -42,6 +42,15 @@ def test_random_vector_programs(machine_of: Callable, config: str, timing: str) 
         machine.check(random_vector_program(machine.config, seed, **memory))
 
 
+@pytest.mark.parametrize("config", [*FAST, *LARGE])
+@pytest.mark.parametrize("special", [0.02, 0.3])
+def test_zeros_subnormals_infinities_and_nan(machine_of: Callable, config: str, special: float) -> None:
+    machine = machine_of(config)
+    for seed in range(1000, 1004):
+        memory = {"memory_base": machine.base, "memory_bytes": machine.memory_bytes}
+        machine.check(random_vector_program(machine.config, seed, special=special, **memory))
+
+
 @pytest.mark.parametrize("config", FAST)
 def test_long_program(machine_of: Callable, config: str) -> None:
     machine = machine_of(config, MemoryTiming.random(32))

@@ -1,13 +1,14 @@
 """The register file, seen from the bus."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lepton_hw.commands import Address, End, Load
+from lepton_hw.commands import Address, Command, End, Fetch, Gemm, Load, Store, Vector, VectorFlag
 from lepton_hw.errors import ErrorCode
-from lepton_hw.registers import COUNTERS, ID, REGISTERS, Access, Control
+from lepton_hw.registers import COUNTERS, ID, REGISTERS, Access, Control, State
 from lepton_sim.device import MemoryTiming
 from lepton_sim.programs import random_program
 
@@ -99,13 +100,62 @@ def test_counters_of_each_list_start_at_zero(machine_of: Callable) -> None:
     assert 0 < counters.cycles < 200
 
 
-def test_state_names_what_hangs(machine_of: Callable) -> None:
+def _hanging(base: int) -> dict[str, tuple[list[Command], str | None, str, State]]:
+    """What is run, the page and the access that hang, and what is busy then."""
+    memory = Address(0, base)
+    data, out = Address(0, base + 4096), Address(0, base + 8192)
+    row = {"rows": 1, "words": 1, "activation": 0, "row": 0}
+    load = Load(**row, source=memory, signal=1)
+    gemm = Gemm(**row, blocks=1, weights=data, output=out, wait=1)
+    products, vector = State.ARRAY | State.OUTPUT | State.STORE, State.VECTOR
+    long = Vector(words=64, outer=64, inner=64, a_start=0, flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE)
+    return {
+        "list": ([load], "list", "read", State.FETCH),
+        "load": ([load], "memory", "read", State.LOAD),
+        "fetch": ([Fetch(words=1, target=0, source=memory)], "memory", "read", State.LOAD),
+        "weights": ([load, gemm], "data", "read", products),
+        "many weights": ([load, replace(gemm, blocks=60)], "data", "read", State.STREAM | products),
+        "output": ([load, gemm], "out", "write", State.STORE),
+        "store": ([Store(words=1, a_start=0, output=out)], "out", "write", State.VECTOR),
+        "vector": ([long], None, "read", State.VECTOR),
+        "error": ([Store(words=1, a_start=0, output=out), replace(load, rows=0)], "out", "write", State.DRAIN | vector),
+    }
+
+
+@pytest.mark.parametrize("case", list(_hanging(0)))
+def test_state_names_what_hangs(machine_of: Callable, case: str) -> None:
+    machine = machine_of("nano")
+    commands, page, access, busy = _hanging(machine.base)[case]
+    address, count = machine.list(*commands, End())
+    pages = {"list": address, "memory": machine.base, "data": machine.base + 4096, "out": machine.base + 8192}
+    if page is not None:
+        machine.core.add_fault(pages[page], 4096, access, "hang")
+    machine.start(address, count)
+    assert not machine.core.wait_interrupt(600, 5000)
+    assert State(machine.get("STATE")) == busy
+    reads, writes = machine.get("OUTSTANDING") & 0xFFFF, machine.get("OUTSTANDING") >> 16
+    assert (reads > 0, writes > 0) == (page is not None and access == "read", access == "write")
+    assert machine.get("CONTROL") == Control.START
+
+
+def test_state_of_a_hanging_load(machine_of: Callable) -> None:
+    """Nothing else is busy, and the next command is issued."""
     machine = machine_of("nano")
     machine.core.add_fault(machine.base, 4096, "read", "hang")
     load = Load(rows=1, words=1, activation=0, row=0, source=Address(0, machine.base))
     machine.start(*machine.list(load, End()))
     assert not machine.core.wait_interrupt(600, 5000)
-    assert machine.get("STATE") == 2, "LOAD"
+    assert machine.get("STATE") == State.LOAD
     assert machine.get("OUTSTANDING") == 1
     assert machine.get("COMMAND") == 1
-    assert machine.get("CONTROL") == Control.START
+    assert machine.get("SEMAPHORES") == 0
+
+
+def test_semaphores_are_shown(machine_of: Callable) -> None:
+    machine = machine_of("nano")
+    machine.core.add_fault(machine.base, 4096, "read", "hang")
+    load = Load(rows=1, words=1, activation=0, row=0, source=Address(0, machine.base + 4096), signal=0x81)
+    hanging = replace(load, source=Address(0, machine.base), signal=0)
+    machine.start(*machine.list(load, replace(load, signal=0x80), hanging, End()))
+    assert not machine.core.wait_interrupt(600, 5000)
+    assert machine.get("SEMAPHORES") == 0x20000001

@@ -2,9 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 import griffe
+
+ERRORS = "lepton.errors"
+"""Where every error can be imported from."""
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(~?)([\w.]+)`")
 _SECTION = re.compile(r"^(\w[\w ]*)\n-{3,}\n", re.MULTILINE)
@@ -58,12 +62,34 @@ class Docstrings(griffe.Extension):
 
 
 def _path(owner: griffe.Object, name: str, loader: griffe.GriffeLoader) -> str | None:
-    """The full path of ``name`` in the scope of ``owner``, if the site has it."""
+    """The full path of ``name`` in the scope of ``owner``, if the site has it.
+
+    An error that a function raises need not be imported where it is mentioned. A full path that leads nowhere is
+    returned as it is: the build tells that there is no such thing.
+    """
+    found = next((found for path in _candidates(owner, name) if (found := _find(loader, path))), None)
+    if found is None:
+        return name if name.startswith("lepton") else None
+    public = not any(part.startswith("_") for part in found.path.split("."))
+    return found.path if public and found.has_docstring else None
+
+
+def _candidates(owner: griffe.Object, name: str) -> Iterator[str]:
+    """Full paths that ``name`` may stand for."""
+    if name.startswith("lepton"):
+        yield name
+        return
+    first, *rest = name.split(".")
+    with suppress(griffe.NameResolutionError):
+        yield ".".join([owner.resolve(first), *rest])
+    yield f"{ERRORS}.{name}"
+
+
+def _find(loader: griffe.GriffeLoader, path: str) -> griffe.Object | None:
+    """What lies at a full path of one of the packages."""
     try:
-        path = name if name.startswith("lepton") else owner.resolve(name)
         found = loader.modules_collection.get_member(path)
-        final = found.final_target if isinstance(found, griffe.Alias) else found
-    except (griffe.NameResolutionError, griffe.AliasResolutionError, KeyError):
+        found = found.final_target if isinstance(found, griffe.Alias) else found
+    except (griffe.AliasResolutionError, KeyError):
         return None
-    public = not any(part.startswith("_") for part in final.path.split("."))
-    return final.path if final.path.startswith("lepton") and public and final.has_docstring else None
+    return found if found.path.startswith("lepton") else None

@@ -77,7 +77,7 @@ def page() -> str:
         assert isinstance(package, griffe.Module)
         errors = [e for e in classes(package) if e.path == BASE or any(base.path == BASE for base in e.mro())]
         errors.sort(key=lambda error: error.path != BASE)
-        rows = [(f"`{error.path}`", builtin_bases(error), about(error)) for error in errors]
+        rows = [(f"`{e.name}`<br>in `{e.module.path}`", builtin_bases(e), about(e)) for e in errors]
         parts += [f"## {title}", table(("Exception", "Also a", "Meaning"), rows)]
     codes = loader.modules_collection[CODES].members
     rows = [

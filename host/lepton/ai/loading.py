@@ -1,29 +1,23 @@
 """From a model source to a :class:`LeptonModel`."""
 
 import os
-import sys
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerBase
 
+from lepton.ai.checkpoint import load_checkpoint
 from lepton.ai.model import LeptonModel
+from lepton.ai.options import CPU, check_module, check_options, check_skip
 from lepton.compiler.command_lists import CommandLists
 from lepton.errors import InputError, UnsupportedModel
 from lepton.frontend.trace import Inputs
-from lepton.integrations.transformers import METHOD, LeptonConfig, mark
-from lepton.models import SourceError, resolve
+from lepton.integrations.transformers import LeptonConfig, mark
+from lepton.models import resolve
 from lepton.placement import CostModel, Offloaded, OffloadOptions, offload
-from lepton.runtime.executor import Executor, open_executor
+from lepton.runtime.executor import DEFAULT_TIMEOUT, Executor, open_executor
 from lepton_hw.config import get_config
-
-CPU = "cpu"
-"""The device on which nothing is offloaded."""
 
 
 def load_model(
@@ -40,7 +34,7 @@ def load_model(
     context: int | None = None,
     sequences: int | None = None,
     memory_bytes: int | None = None,
-    timeout: float = 60.0,
+    timeout: float = DEFAULT_TIMEOUT,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LeptonModel:
     """Load a model and offload its Linear layers.
@@ -60,7 +54,7 @@ def load_model(
         Raise if a Linear layer has to stay on the host; where whole layers should run, if anything that multiplies
         has to.
     skip
-        Patterns of module names that stay on the host, like ``*.lm_head``.
+        Patterns of names of Linear layers that stay on the host, like ``*.down_proj``; each must match one.
     inputs
         Example inputs, for modules that are not from transformers: without them no layers are fused.
     cost
@@ -82,6 +76,7 @@ def load_model(
     """
     get_config(config)
     host = _host_device(host_device)
+    check_options(device, context=context, sequences=sequences, memory_bytes=memory_bytes, timeout=timeout)
     executor = (
         None if device == CPU else open_executor(device, config=config, memory_bytes=memory_bytes, timeout=timeout)
     )
@@ -90,21 +85,23 @@ def load_model(
             module, lists = source, None
         else:
             folder = resolve(source)
-            module, tokenizer = _load_folder(folder, config)
+            module, tokenizer = load_checkpoint(folder, config)
             lists = CommandLists.load(folder)
+        check_module(module, device)
+        skip = (skip,) if isinstance(skip, str) else tuple(skip)
+        check_skip(module, skip)
         nn.Module.to(module, host).eval()
         result = None
         if executor is not None:
-            saved, kept = _saved_layers(module), tuple(skip)
+            saved = _saved_layers(module)
             options = OffloadOptions(
                 layers=saved if saved is not None else None if layers else False,
                 strict=strict,
-                skip=kept,
+                skip=skip,
                 inputs=inputs,
                 cost=cost or CostModel(),
                 context=context,
                 sequences=sequences,
-                timeout=timeout,
                 lists=lists,
             )
             result = _offload(module, executor, options)
@@ -140,45 +137,3 @@ def _host_device(name: str) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"host_device '{name}': must be available, but PyTorch finds no CUDA device; use cpu")
     return torch.device(name)
-
-
-def _load_folder(folder: Path, config: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Model, in float32 unless it was saved quantized by Lepton, and tokenizer, if there is one."""
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    try:
-        settings = AutoConfig.from_pretrained(folder)
-        quantization = getattr(settings, "quantization_config", None)
-        if isinstance(quantization, dict) and quantization.get("quant_method") == METHOD:
-            # Only restored here; what runs where is decided by the caller.
-            quantization.update(device=CPU, config=config)
-        model_class = _model_class(settings)
-        model, info = model_class.from_pretrained(
-            folder, config=settings, dtype=torch.float32, output_loading_info=True
-        )
-    except InputError:
-        raise
-    except Exception as error:  # transformers and safetensors raise many kinds
-        raise SourceError(
-            f"model folder '{folder}': must hold a whole model that transformers reads, but reading it failed: {error}"
-            f"; fetch or save it again (a registered model: `lepton models pull --refresh`)"
-        ) from error
-    if lost := sorted(info["missing_keys"]):
-        others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise SourceError(
-            f"model folder '{folder}': must hold every weight of {model_class.__name__}, but {lost[0]}{others} "
-            f"is missing; fetch or save it again"
-        )
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    return model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
-
-
-def _model_class(settings: Any) -> Any:
-    names = settings.architectures or ["(none)"]
-    model_class = getattr(transformers, names[0], None)
-    if model_class is None:
-        raise InputError(
-            f"model architecture '{names[0]}': must be a class of transformers {transformers.__version__}, but is not; "
-            f"load it yourself and pass the module"
-        )
-    return model_class

@@ -1,30 +1,31 @@
 """A loaded model."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BatchEncoding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from lepton.ai.generation import check_generation, check_stream, gives_object, rows_of_prompt, setting
+from lepton.ai.inputs import check_ids, fits, longest, too_long
+from lepton.ai.prompts import encode
+from lepton.ai.stream import TextStream, close_streams
 from lepton.errors import InputError
 from lepton.placement import Offloaded, Report
+from lepton.runtime.decoder import DecoderEngine
+from lepton.runtime.reference import ReferenceEngine
+
+_IDS_OF_FORWARD = ("input_ids", "decoder_input_ids")
 
 
 class LeptonModel:
     """A model whose Linear layers run on a device; also a context manager that closes the device.
 
-    ``module`` is the PyTorch model, ``tokenizer`` its tokenizer or None, ``device`` the name of the device.
+    ``module`` is the PyTorch model, ``tokenizer`` its tokenizer or None, ``device`` the name of the device. It belongs
+    to its device, so it can be neither copied nor pickled.
     """
 
     def __init__(
@@ -50,13 +51,17 @@ class LeptonModel:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the PyTorch model returns, without gradients.
 
-        Raises :class:`InputError` for token ids outside the vocabulary or more of them than the model has positions.
+        Raises :class:`InputError` for token ids that are not [B, T], outside the vocabulary, or more than the model has
+        positions.
         """
         self._check_open()
+        if isinstance(self.module, PreTrainedModel):
+            given = {self.module.main_input_name: args[0]} | kwargs if args else kwargs
+            for name in _IDS_OF_FORWARD:
+                if (ids := given.get(name)) is not None:
+                    mask = given.get(name.replace("input_ids", "attention_mask"))
+                    self._check_ids(name, ids, mask, decoder=name != "input_ids")
         with torch.no_grad():
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            if isinstance(ids, Tensor) and not ids.is_floating_point():
-                self._check_ids(ids, 0)
             return self.module(*args, **kwargs)
 
     __call__ = forward
@@ -70,7 +75,7 @@ class LeptonModel:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the quantized model, its tokenizer, and compiled command lists, for :func:`~lepton.ai.load_model`.
 
-        Raises :class:`InputError` for a module that is not from transformers.
+        Raises :class:`InputError` for a module that is not from transformers, and for a ``folder`` that is a file.
         """
         self._check_open()
         if not isinstance(self.module, PreTrainedModel):
@@ -78,6 +83,8 @@ class LeptonModel:
                 f"model {type(self.module).__name__}: must be from transformers to be saved, but is not; save its "
                 f"state_dict with PyTorch"
             )
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise InputError(f"folder '{folder}': must be a folder or nothing yet, but is a file; choose another")
         self.module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -85,29 +92,14 @@ class LeptonModel:
             lists.save(Path(folder))
 
     def encode(self, prompt: str | Sequence[str], *, chat: bool | None = None) -> BatchEncoding:
-        """Token ids and attention mask of one or several prompts, padded on the left.
+        """Token ids and attention mask of one or several prompts.
 
-        ``chat`` wraps each as a user's message in the model's chat template; by default if it has one.
+        Several are padded on the left, where new tokens follow; for the encoder of an encoder-decoder model on the
+        right. ``chat`` wraps each as a user's message in the model's chat template; by default if it has one.
         """
-        tokenizer = self._tokenizer()
-        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise InputError(f"prompt: must be a text or several, not {prompt!r}; pass token ids as a tensor")
-        if chat and not tokenizer.chat_template:
-            raise InputError("prompt: chat=True needs a chat template, but the model has none; leave chat out")
-        if tokenizer.chat_template and chat is not False:
-            prompts = [
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False
-                )
-                for p in prompts
-            ]
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        special = not (tokenizer.chat_template and chat is not False)
-        return tokenizer(
-            prompts, return_tensors="pt", padding=len(prompts) > 1, padding_side="left", add_special_tokens=special
-        ).to(self.host_device)
+        config = getattr(self.module, "config", None)
+        side = "right" if getattr(config, "is_encoder_decoder", False) else "left"
+        return encode(self._tokenizer(), prompt, chat=chat, padding_side=side).to(self.host_device)
 
     def generate(
         self,
@@ -117,44 +109,54 @@ class LeptonModel:
         stream: bool = False,
         chat: bool | None = None,
         **kwargs: Any,
-    ) -> "str | list[str] | Tensor | TextStream":
+    ) -> Any:
         """Continue ``prompt``: text gives text, several texts a list, token ids [B, S] those of transformers.
 
-        ``stream`` gives an iterator of pieces of text instead, for one prompt. ``chat`` is that of :meth:`encode`.
-        Everything else goes to ``generate`` of transformers (``do_sample``, ``num_beams``, …).
+        More texts than the device has caches for are computed in groups. With ``num_return_sequences`` a text gives a
+        list, and several texts one list with the answers to each behind each other. ``stream`` gives a
+        :class:`TextStream` instead, for one prompt. ``chat`` is that of :meth:`encode`. Everything else goes to
+        ``generate`` of transformers (``do_sample``, ``num_beams``, ``stop_strings``, …); with
+        ``return_dict_in_generate`` the result is what it returns, for text as well.
 
-        Raises :class:`InputError` if the prompt and the new tokens are more than the model has positions.
+        Raises :class:`InputError` before anything is computed, if the prompt and the new tokens are more than the
+        model has positions or the device was loaded with, and for more sequences at a time than there are caches.
         """
         self._check_open()
-        if not isinstance(self.module, PreTrainedModel) or not self.module.can_generate():
-            raise InputError(f"model {type(self.module).__name__}: must be able to generate, but is not; call forward")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: must be a whole number from 1, not {max_new_tokens!r}")
-        if isinstance(prompt, Tensor):
-            inputs: dict[str, Any] = {"input_ids": prompt}
-        else:
-            inputs = dict(self.encode(prompt, chat=chat))
-            inputs.pop("token_type_ids", None)
-        ids = inputs["input_ids"]
-        if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
-            raise InputError(f"prompt: must have token ids [B, S], not {ids.dtype}{list(ids.shape)}; give it some text")
-        self._check_ids(ids, max_new_tokens)
-        generate: Callable[..., Any] = self.module.generate  # type: ignore[reportAssignmentType]
-        options = {**inputs, "max_new_tokens": max_new_tokens, **kwargs}
+        module = self.module
+        if not isinstance(module, PreTrainedModel) or not module.can_generate():
+            raise InputError(f"model {type(module).__name__}: must be able to generate, but is not; call forward")
+        check_generation(module, max_new_tokens, kwargs)
+        if setting(module, kwargs, "stop_strings") is not None:
+            kwargs.setdefault("tokenizer", self._tokenizer())
         if stream:
-            if ids.shape[0] != 1 or kwargs.get("num_beams", 1) != 1:
-                raise InputError("stream: must be one prompt without beams; generate without stream=True")
-            return TextStream(generate, self._tokenizer(), options)
-        result = generate(**options)
-        if isinstance(prompt, Tensor):
-            return result
-        sequences = getattr(result, "sequences", result)
-        texts = self._tokenizer().batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
-        return texts[0] if isinstance(prompt, str) else texts
+            check_stream(module, prompt, kwargs)
+        batches = self._batches(prompt, chat, rows_of_prompt(module, kwargs), kwargs.get("attention_mask"))
+        whole = gives_object(module, kwargs)
+        if whole and len(batches) > 1:
+            raise InputError(
+                f"return_dict_in_generate: must be for prompts that fit the device together, but they are "
+                f"{len(batches)} groups; load the model with more sequences=, or generate one group after the other"
+            )
+        for batch in batches:
+            self._check_fits(batch | kwargs, max_new_tokens)
+        generate: Callable[..., Any] = module.generate  # type: ignore[reportAssignmentType]
+        options = {"max_new_tokens": max_new_tokens, **kwargs}
+        if stream:
+            return TextStream(generate, self._tokenizer(), {**batches[0], **options}, module)
+        results = [generate(**{**batch, **options}) for batch in batches]
+        if isinstance(prompt, Tensor) or whole:
+            return results[0]
+        texts = []
+        for batch, result in zip(batches, results, strict=True):
+            # The sequences of an encoder-decoder model do not begin with the prompt.
+            begin = 0 if module.config.is_encoder_decoder else batch["input_ids"].shape[1]
+            texts += self._tokenizer().batch_decode(result[:, begin:], skip_special_tokens=True)
+        return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
 
     def close(self) -> None:
-        """Release the device. The model cannot run any more."""
+        """Release the device, at the end of the token that a stream is at. The model cannot run any more."""
         self._closed = True
+        close_streams(self.module)
         if self.offloaded is not None:
             self.offloaded.executor.close()
 
@@ -163,6 +165,17 @@ class LeptonModel:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise InputError(
+            f"model {type(self.module).__name__}: must not be copied or pickled, since a device belongs to it; save() "
+            f"it, and load it where it is needed"
+        )
+
+    def _decoder(self) -> DecoderEngine | ReferenceEngine | None:
+        """The decoder on the device, if whole layers run there."""
+        engine = None if self.offloaded is None else self.offloaded.engine
+        return engine if isinstance(engine, DecoderEngine | ReferenceEngine) else None
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -173,92 +186,54 @@ class LeptonModel:
         if self._closed:
             raise InputError("model: must be open, but is closed; load it again")
 
-    def _check_ids(self, ids: Tensor, new: int) -> None:
-        config = getattr(self.module, "config", None)
-        if config is None:
+    def _batches(self, prompt: Any, chat: bool | None, rows: int, mask: Any) -> list[dict[str, Any]]:
+        """What to generate from, in groups that fit the device, each prompt being ``rows`` sequences."""
+        decoder = self._decoder()
+        fitting = None if decoder is None else decoder.slots
+        if fitting is not None and rows > fitting:
+            raise InputError(
+                f"sequences: must be at least the {rows} beams or answers of a prompt, but the device has caches for "
+                f"{fitting}; load the model with sequences={rows}"
+            )
+        if isinstance(prompt, Tensor):
+            if fitting is not None and prompt.ndim == 2 and len(prompt) * rows > fitting:
+                raise InputError(
+                    f"prompt: must be at most {fitting} sequences at a time, the caches of the device, not "
+                    f"{len(prompt) * rows}; load the model with sequences={len(prompt) * rows}, or split it"
+                )
+            return [{"input_ids": prompt}]
+        if mask is not None:
+            raise InputError("attention_mask: must be left out with text, which has its own; pass token ids with it")
+        groups: list[Any] = [prompt]
+        if isinstance(prompt, list | tuple) and fitting is not None:
+            size = fitting // rows
+            groups = [prompt[first : first + size] for first in range(0, max(1, len(prompt)), size)]
+        batches = []
+        for group in groups:
+            batch = dict(self.encode(group, chat=chat))
+            batch.pop("token_type_ids", None)
+            batches.append(batch)
+        return batches
+
+    def _check_fits(self, options: dict[str, Any], new: int) -> None:
+        """Raise :class:`InputError` if ``new`` tokens cannot follow, of an encoder-decoder model in the decoder."""
+        assert isinstance(self.module, PreTrainedModel)
+        ids, mask = options["input_ids"], options.get("attention_mask")
+        if not self.module.config.is_encoder_decoder:
+            self._check_ids("prompt", ids, mask, new=new)
             return
-        text = config.get_text_config()
-        limit = getattr(text, "max_position_embeddings", None)
-        if limit is not None and ids.shape[-1] + new > limit:
-            more = f" and {new} new ones" if new else ""
+        self._check_ids("prompt", ids, mask)
+        start, mask = options.get("decoder_input_ids"), options.get("decoder_attention_mask")
+        start = torch.zeros(1, 1, dtype=torch.long) if start is None else start
+        self._check_ids("decoder_input_ids", start, mask, new=new, decoder=True)
+
+    def _check_ids(self, subject: str, ids: Any, mask: Any, *, new: int = 0, decoder: bool = False) -> None:
+        assert isinstance(self.module, PreTrainedModel)
+        length, on_device = longest(ids, mask), self._decoder()
+        flat = bool(new) or on_device is not None
+        check_ids(self.module, subject, ids, length=length, new=new, decoder=decoder, flat=flat)
+        if new and on_device is not None and not fits(on_device.context, length, new):
             raise InputError(
-                f"prompt: tokens{' and new tokens' if new else ''} must be at most {limit} together, "
-                f"not {ids.shape[-1]}{more}; shorten it"
+                f"{subject}: {too_long(on_device.context, length, new)}, since the device was loaded with a context of "
+                f"{on_device.context}; load the model with context={length + new}, or shorten it"
             )
-        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < text.vocab_size):
-            raise InputError(
-                f"prompt: token ids must be 0 to {text.vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}; "
-                f"use the model's tokenizer"
-            )
-
-
-class TextStream(Iterator[str]):
-    """Pieces of text while they are generated, in a thread that ends with the iteration or :meth:`close`.
-
-    ``token_ids`` are the new tokens so far.
-    """
-
-    def __init__(
-        self, generate: Callable[..., Any], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
-    ) -> None:
-        self.token_ids: list[int] = []
-        self._error: BaseException | None = None
-        self._stop = threading.Event()
-        self._streamer = _Streamer(tokenizer, self.token_ids)
-        criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), _StopOn(self._stop)])
-        options |= {"streamer": self._streamer, "stopping_criteria": criteria}
-        self._thread = threading.Thread(target=self._run, args=(generate, options), name="lepton-generate", daemon=True)
-        self._thread.start()
-
-    def _run(self, generate: Callable[..., Any], options: dict[str, Any]) -> None:
-        try:
-            generate(**options)
-        except BaseException as error:  # handed to the iterating thread
-            self._error = error
-            self._streamer.end()
-
-    def __next__(self) -> str:
-        try:
-            return next(self._streamer)
-        except StopIteration:
-            self._thread.join()
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error from None
-            raise
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the generation early."""
-        self._stop.set()
-        self._thread.join()
-
-    def __del__(self) -> None:
-        self._stop.set()
-
-
-class _Streamer(TextIteratorStreamer):
-    """Also records the new tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._token_ids = token_ids
-
-    def put(self, value: Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self._token_ids.extend(value.flatten().tolist())
-        super().put(value)
-
-
-class _StopOn(StoppingCriteria):
-    """Stops generating when an event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(  # type: ignore[reportIncompatibleMethodOverride]
-        self, input_ids: Tensor, scores: Tensor, **kwargs: Any
-    ) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)

@@ -93,6 +93,7 @@ class LeptonQuantizer(HfQuantizer):
             bias = getattr(linears[name], "bias", None) is not None
             replacements[linears[name]] = QuantizedLinear(length, columns, bias=bias, device="meta")
         replace(model, replacements)
+        _untie(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
@@ -164,8 +165,18 @@ def _mark(model: PreTrainedModel, settings: LeptonConfig) -> None:
     model.config.quantization_config = settings
     marks = {"hf_quantizer": LeptonQuantizer(settings, pre_quantized=True), "is_quantized": True}
     vars(model).update(marks, quantization_method=METHOD)
-    if isinstance(model.get_output_embeddings(), QuantizedLinear):
-        # The head has int8 weights of its own now, the embedding keeps its floats.
-        for part in (model.config, model.config.get_text_config()):
-            part.tie_word_embeddings = False
-        model.all_tied_weights_keys = {}
+    _untie(model)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Let quantized layers have weights of their own, while the embeddings that they shared them with keep floats.
+
+    The configuration still says that they are tied: some models compute otherwise if it does not.
+    """
+    quantized = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    tied: dict[str, str] = model.all_tied_weights_keys
+    model.all_tied_weights_keys = {
+        target: source
+        for target, source in tied.items()
+        if quantized.isdisjoint(name.rpartition(".")[0] for name in (target, source))
+    }

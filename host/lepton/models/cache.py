@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lepton.cache import cache_folder
+from lepton.errors import SourceError
 
 
 def cached(key: str, build: Callable[[Path], None], *, refresh: bool = False) -> Path:
@@ -16,8 +17,15 @@ def cached(key: str, build: Callable[[Path], None], *, refresh: bool = False) ->
     target = cache_folder() / key
     if target.is_dir() and not refresh:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-") as scratch:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-")
+    except OSError as error:
+        raise SourceError(
+            f"cache '{target.parent}': must be a folder that can be written, but is not ({error.strerror}); set "
+            f"LEPTON_CACHE to one"
+        ) from error
+    with directory as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
         build(folder)

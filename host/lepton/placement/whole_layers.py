@@ -18,8 +18,7 @@ from lepton.quantization.linears import unsupported_reason as unsupported_linear
 from lepton.quantization.quantized import QuantizedLinear, place
 from lepton.runtime.decoder import DecoderEngine
 from lepton.runtime.encoder import EncoderEngine
-from lepton.runtime.engine import LIST_TIMEOUT
-from lepton.runtime.executor import DeviceExecutor, Executor
+from lepton.runtime.executor import DEFAULT_TIMEOUT, DeviceExecutor, Executor
 from lepton.runtime.forward import DecoderForward, EncoderForward, OnDevice
 from lepton.runtime.reference import ReferenceEncoder, ReferenceEngine
 from lepton.spec import Spec
@@ -87,15 +86,16 @@ def _engine(recognized: Recognized, executor: Executor, options: OffloadOptions)
     """What runs the layers."""
     spec, config, lists = recognized.spec, executor.config, options.lists
     positions = getattr(recognized.model.config.get_text_config(), "max_position_embeddings", None) or MAX_CONTEXT
-    device = executor.device if isinstance(executor, DeviceExecutor) else None
-    timeout = options.timeout or LIST_TIMEOUT
+    device, timeout = (
+        (executor.device, executor.timeout) if isinstance(executor, DeviceExecutor) else (None, DEFAULT_TIMEOUT)
+    )
     if not spec.causal:
         context = min(options.context or MAX_CONTEXT, positions)
         if device is None:
             return ReferenceEncoder(spec, context=context)
         return EncoderEngine(device, spec, context=context, timeout=timeout)
     wanted, sequences = options.context, options.sequences
-    if lists and lists.fit(config):
+    if lists and lists.fit(config, spec):
         wanted, sequences = wanted or lists.context, sequences or lists.slots
     context = min(wanted or DEFAULT_CONTEXT, positions)
     if device is None:

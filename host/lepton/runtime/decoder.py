@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from lepton.compiler.branches import BLOCKS_AT_A_TIME
-from lepton.compiler.command_lists import COMPILER, CommandLists
+from lepton.compiler.command_lists import COMPILER, CommandLists, digest_of
 from lepton.compiler.decoder import CONTEXTS, DecoderCompiler
 from lepton.compiler.step import StepShape, set_contexts
 from lepton.devices.base import Device
-from lepton.runtime.engine import LIST_TIMEOUT, Engine, LoadedList, check_length
+from lepton.runtime.engine import Engine, LoadedList, check_length
+from lepton.runtime.executor import DEFAULT_TIMEOUT
 from lepton.spec import Spec
 from lepton_hw.commands import COMMAND_BYTES, Context, decode, encode_list
 from lepton_hw.layout import output_bytes, unpack_output
@@ -40,7 +41,7 @@ class DecoderEngine(Engine):
         context: int,
         slots: int = 1,
         lists: CommandLists | None = None,
-        timeout: float = LIST_TIMEOUT,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._max_rows = BLOCKS_AT_A_TIME * device.config.array_size
         rows = max(self._max_rows, slots)
@@ -57,7 +58,7 @@ class DecoderEngine(Engine):
         """Lists in device memory, and the CONTEXT commands at their beginning."""
         self._encoded: dict[StepShape, bytes] = {}
         most_tokens = None
-        if lists and lists.fit(device.config) and (lists.context, lists.slots) == (context, slots):
+        if lists and lists.fit(device.config, spec) and (lists.context, lists.slots) == (context, slots):
             self._encoded.update(lists.lists)
             most_tokens = lists.rows
         self._compiler = DecoderCompiler(self._layout, most_tokens)
@@ -97,6 +98,7 @@ class DecoderEngine(Engine):
                 self._list(step)
         return CommandLists(
             compiler=COMPILER,
+            model=digest_of(self.spec),
             config_word=self.device.config.word,
             context=self.context,
             slots=self.slots,

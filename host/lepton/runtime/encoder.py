@@ -4,7 +4,8 @@ import numpy as np
 
 from lepton.compiler.encoder import compile_pass
 from lepton.devices.base import Device
-from lepton.runtime.engine import LIST_TIMEOUT, Engine, LoadedList, check_length
+from lepton.runtime.engine import Engine, LoadedList, check_length
+from lepton.runtime.executor import DEFAULT_TIMEOUT
 from lepton.spec import Spec
 from lepton_hw.commands import Context, encode_list
 from lepton_hw.layout import words_of
@@ -24,7 +25,7 @@ class EncoderEngine(Engine):
     Raises :class:`InputError` for an encoder that the build cannot run, :class:`MemoryFullError`.
     """
 
-    def __init__(self, device: Device, spec: Spec, *, context: int, timeout: float = LIST_TIMEOUT) -> None:
+    def __init__(self, device: Device, spec: Spec, *, context: int, timeout: float = DEFAULT_TIMEOUT) -> None:
         # The last row block of a sequence is filled up.
         rows = words_of(device.config, context) * device.config.array_size
         nbytes = 4 * rows * spec.hidden_size

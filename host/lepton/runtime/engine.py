@@ -14,9 +14,6 @@ from lepton_hw.commands import COMMAND_BYTES, Context, encode
 from lepton_hw.config import MAX_CONTEXT
 from lepton_hw.numerics import F32
 
-LIST_TIMEOUT = 600.0
-"""Seconds that a command list of whole layers may take, unless another number is asked for: a simulation is slow."""
-
 
 def check_context(context: int) -> None:
     """Raise :class:`InputError` for a context that the context registers cannot count."""

@@ -29,6 +29,9 @@ from lepton_hw.numerics import (
 EXECUTORS = ("reference", *DEVICES)
 """What :func:`open_executor` opens."""
 
+DEFAULT_TIMEOUT = 600.0
+"""Seconds that a command list may take: of a whole step, simulated, it may be minutes."""
+
 _MAX_LAUNCHES = 256
 
 
@@ -221,10 +224,10 @@ class _Launch:
 class DeviceExecutor(Executor):
     """Compiles Linear layers to command lists for a device, which it owns. Calls from several threads take turns."""
 
-    def __init__(self, device: Device, *, timeout: float = 60.0) -> None:
+    def __init__(self, device: Device, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self.name, self.config = device.name, device.config
         self.device = device
-        self._timeout = timeout
+        self.timeout = timeout
         self._lock = threading.Lock()
         self._loaded: set[LinearHandle] = set()
         self._launches: dict[tuple[int, int, int, bool], _Launch] = {}
@@ -301,7 +304,7 @@ class DeviceExecutor(Executor):
         results = self._buffer("results", program.output_bytes)
         device.write(activations, packed)
         bases = (weights.address, activations.address, results.address)
-        device.run(launch.commands, len(program.commands), bases, self._timeout)
+        device.run(launch.commands, len(program.commands), bases, self.timeout)
         data = device.read(results, program.output_bytes)
         columns = shape[1]
         blocks = []
@@ -346,12 +349,12 @@ class DeviceExecutor(Executor):
 
 
 def open_executor(
-    device: str, *, config: str = "sim", memory_bytes: int | None = None, timeout: float = 60.0
+    device: str, *, config: str = "sim", memory_bytes: int | None = None, timeout: float = DEFAULT_TIMEOUT
 ) -> Executor:
     """Open the executor that ``device`` names, one of :data:`EXECUTORS`.
 
     ``config`` names the accelerator's build, ``memory_bytes`` is the size of its memory (None: the device's
-    default), ``timeout`` the seconds that one launch may take.
+    default), ``timeout`` the seconds that a command list may take.
 
     Raises :class:`InputError` for an unknown device, a time-out or memory of no size, :class:`ConfigError` for an
     unknown configuration.

@@ -6,7 +6,6 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from lepton_hw.commands import (
-    FIELDS,
     Append,
     AppendFlag,
     Combine,
@@ -24,6 +23,7 @@ from lepton_hw.numerics import F32, SCALE_OF_ABSMAX
 
 from ..array.output import NEGATIVE_ZERO
 from ..common.delay import delay
+from ..control.fields import field
 from ..control.jobs import (
     ACTIVITY_LAYOUT,
     COUNT_BITS,
@@ -43,11 +43,6 @@ from .quantizer import Quantizer
 from .store import BeatMaker, TransferMaker
 from .walk import SLOTS, A, B, C, RowSequencer
 from .write_back import WriteBack
-
-
-def _field(command: Value, opcode: Opcode, name: str) -> Value:
-    (field,) = (field for field in FIELDS[opcode] if field.name == name)
-    return command[field.low : field.low + field.width]
 
 
 def _flag(flags: Value, value: VectorFlag | Step) -> Value:
@@ -148,13 +143,13 @@ class VectorUnit(wiring.Component):
         failed, settled = Signal(), Signal()
 
         def vector(name: str) -> Value:
-            return _field(job.command, Opcode.VECTOR, name)
+            return field(job.command, Opcode.VECTOR, name)
 
         def quantize(name: str) -> Value:
-            return _field(job.command, Opcode.QUANTIZE, name)
+            return field(job.command, Opcode.QUANTIZE, name)
 
         def append(name: str) -> Value:
-            return _field(job.command, Opcode.APPEND, name)
+            return field(job.command, Opcode.APPEND, name)
 
         flags = vector("flags")
         with m.If(decode):
@@ -184,7 +179,7 @@ class VectorUnit(wiring.Component):
         vector_leaving = OperandFetch.latency + VectorLane.latency + 1
         leave = Signal(range(leaving))
         m.d.comb += [
-            self.wait.mask.eq(_field(self.jobs.payload.command, Opcode.VECTOR, "wait")),
+            self.wait.mask.eq(field(self.jobs.payload.command, Opcode.VECTOR, "wait")),
             self.wait.index.eq(self.jobs.payload.index),
             self.jobs.ready.eq(self.grant),
             self.busy.eq(1),

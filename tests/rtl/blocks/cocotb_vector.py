@@ -362,8 +362,10 @@ async def others_can_write(dut, words: int) -> None:
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
-async def quantize_equals_the_model(dut) -> None:
-    """Absmax, reciprocals of their scales and mantissas by three commands, as a list has them."""
+@cocotb.parametrize(finite=[True, False])
+async def quantize_equals_the_model(dut, finite: bool) -> None:
+    """Absmax, reciprocals of their scales and int8 values by three commands, as a list has them; of rows with NaN and
+    infinity likewise."""
     rng = np.random.default_rng(7)
     config = bench_config()
     block = Block(dut, "vector", blocks(config)["vector"])
@@ -371,6 +373,10 @@ async def quantize_equals_the_model(dut) -> None:
     expected = rng.standard_normal((config.vector_words, config.lanes)).astype(np.float32)
     expected *= np.exp2(rng.integers(-5, 5, (config.vector_words, 1))).astype(np.float32)
     expected[1700:1708] = 0
+    if not finite:
+        extremes = np.array([np.nan, np.inf, -np.inf, np.finfo(np.float32).max, 1e-45, 1e-38, -0.0], np.float32)
+        chosen = rng.random(expected.shape) < rng.choice([0, 0.01, 0.2], (config.vector_words, 1))
+        expected[chosen] = rng.choice(extremes, chosen.sum())
     around = Surroundings(block, config, rng, expected)
     scale = int(SCALE_OF_ABSMAX.view(np.uint32))
     jobs, commands, activations, scales, rows_done = [], [], [], [], 0
@@ -415,9 +421,11 @@ async def quantize_equals_the_model(dut) -> None:
             expected = results.vectors
         starts = [1600 + 37 * group + row * (words + 1) for row in range(rows)]
         x = np.stack([expected[start : start + words].ravel() for start in starts])
-        reference = quantize_rows(x)
-        np.testing.assert_array_equal(np.array([y for _, y, _ in results.activations]).reshape(rows, -1), reference.q)
-        assert [bits for _, bits in results.scales] == (reference.scale / np.float32(8)).view(np.uint32).tolist()
+        if finite:
+            reference = quantize_rows(x)
+            q = np.array([y for _, y, _ in results.activations]).reshape(rows, -1)
+            np.testing.assert_array_equal(q, reference.q)
+            assert [bits for _, bits in results.scales] == (reference.scale / np.float32(8)).view(np.uint32).tolist()
         activations += results.activations
         scales += results.scales
         rows_done += rows
@@ -483,6 +491,8 @@ async def memory_equals_the_model(dut, kind: str) -> None:
         else:
             flags = AppendFlag.KEY if kind == "key" else AppendFlag.VALUE
             command = random_append(rng, config, flags, number)
+            if number % 3 == 1:  # two tokens, the last of a chunk and the first of the next
+                tokens = number * ATTENTION_CHUNK - 1 + command.offset
             for row in range(command.outer * command.inner):
                 i, j = divmod(row, command.inner)
                 start = command.a_start + i * command.a_outer + j * command.a_inner
@@ -537,6 +547,37 @@ async def nothing_is_lost_while_nothing_is_taken(dut) -> None:
     await around.run([job_of(store, 1, first=1 << 20)], deaf=2 * STORE_BEATS)
     results = VectorUnit.model(config, store, vectors, words=store.words, first=1 << 20)
     assert around.memory() == results.memory
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def negative_zeros_stay(dut) -> None:
+    """The sum of negative zeros is one, in rows of any number of words: what fills up a step adds nothing."""
+    rng = np.random.default_rng(29)
+    config = bench_config()
+    block = Block(dut, "vector", blocks(config)["vector"])
+    await block.reset()
+    expected = np.full((config.vector_words, config.lanes), -0.0, np.float32)
+    around = Surroundings(block, config, rng, expected)
+    commands = [
+        Vector(
+            words=words,
+            outer=2,
+            a_start=3 * words,
+            a_outer=words,
+            b_value=0x3F800000,
+            c_value=0x80000000,
+            reduced=1000 + 8 * words,
+            reduce=reduce,
+            flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE,
+        )
+        for words in range(1, 10)
+        for reduce in (Reduce.SUM, Reduce.MAXIMUM)
+    ]
+    for command in commands:
+        expected = VectorUnit.model(config, command, expected, words=command.words).vectors
+    await around.run([job_of(command, number) for number, command in enumerate(commands)])
+    same(around.vectors, expected, commands)
+    assert not np.any(expected[1000:1100].view(np.uint32) != 0x80000000)
 
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
