@@ -5,7 +5,9 @@ else may assume a size. The part of it that software must agree on is packed in 
 a device reports at the register ``CONFIG``.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from .errors import ConfigError
 
@@ -189,86 +191,86 @@ CONFIG_WORD: tuple[tuple[str, int, int], ...] = (
 """Fields of the configuration word as (name, lowest bit, width). Sizes are stored as log2, ``address_bits``
 less one."""
 
-CONFIGS: dict[str, HardwareConfig] = {
-    config.name: config
-    for config in (
-        HardwareConfig(
-            name="nano",
-            array_size=8,
-            accumulator_rows=64,
-            activation_words=2048,
-            weight_fifo_beats=256,
-            address_bits=32,
-            vector_words=8192,
-            vector_width=1,
-            packed_multipliers=False,
-        ),
-        HardwareConfig(
-            name="sim",
-            array_size=16,
-            accumulator_rows=512,
-            activation_words=8192,
-            weight_fifo_beats=2048,
-            address_bits=32,
-            vector_words=32768,
-            vector_width=1,
-            packed_multipliers=False,
-        ),
-        # For batches, whose vector work is most of what is left to wait for: a lane for each row of the array.
-        HardwareConfig(
-            name="sim_wide",
-            array_size=16,
-            accumulator_rows=512,
-            activation_words=8192,
-            weight_fifo_beats=2048,
-            address_bits=32,
-            vector_words=32768,
-            vector_width=4,
-            packed_multipliers=False,
-        ),
-        HardwareConfig(
-            name="pynq_z2",
-            array_size=16,
-            accumulator_rows=512,
-            activation_words=8192,
-            weight_fifo_beats=2048,
-            address_bits=32,
-            vector_words=16384,
-            vector_width=1,
-            packed_multipliers=True,
-        ),
-        HardwareConfig(
-            name="zcu104",
-            array_size=32,
-            accumulator_rows=512,
-            activation_words=8192,
-            weight_fifo_beats=2048,
-            address_bits=40,
-            vector_words=16384,
-            vector_width=2,
-            packed_multipliers=False,
-        ),
-        HardwareConfig(
-            name="u250",
-            array_size=64,
-            accumulator_rows=512,
-            activation_words=8192,
-            weight_fifo_beats=2048,
-            address_bits=40,
-            vector_words=16384,
-            vector_width=2,
-            packed_multipliers=False,
-        ),
-    )
-}
-"""The named configurations."""
+_WITHOUT_BOARD = (
+    HardwareConfig(
+        name="nano",
+        array_size=8,
+        accumulator_rows=64,
+        activation_words=2048,
+        weight_fifo_beats=256,
+        address_bits=32,
+        vector_words=8192,
+        vector_width=1,
+        packed_multipliers=False,
+    ),
+    HardwareConfig(
+        name="sim",
+        array_size=16,
+        accumulator_rows=512,
+        activation_words=8192,
+        weight_fifo_beats=2048,
+        address_bits=32,
+        vector_words=32768,
+        vector_width=1,
+        packed_multipliers=False,
+    ),
+    # For batches, whose vector work is most of what is left to wait for: a lane for each row of the array.
+    HardwareConfig(
+        name="sim_wide",
+        array_size=16,
+        accumulator_rows=512,
+        activation_words=8192,
+        weight_fifo_beats=2048,
+        address_bits=32,
+        vector_words=32768,
+        vector_width=4,
+        packed_multipliers=False,
+    ),
+)
+
+
+class _Configs(Mapping[str, HardwareConfig]):
+    """Builds without a board, and those of the boards, which are looked for at first use: boards are made of builds."""
+
+    @cached_property
+    def _configs(self) -> dict[str, HardwareConfig]:
+        from .boards import BOARDS
+
+        return _by_name((*_WITHOUT_BOARD, *(board.config for board in BOARDS.values())))
+
+    def __getitem__(self, name: str) -> HardwareConfig:
+        return self._configs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+
+def _by_name(configs: Iterable[HardwareConfig]) -> dict[str, HardwareConfig]:
+    """Configurations by name. Raises :class:`ConfigError` if two that differ have the same name."""
+    found: dict[str, HardwareConfig] = {}
+    for config in configs:
+        if found.setdefault(config.name, config) != config:
+            raise ConfigError(f"configuration '{config.name}': must be one build, but two boards differ; rename one")
+    return found
+
+
+CONFIGS: Mapping[str, HardwareConfig] = _Configs()
+"""The named configurations that the project ships."""
 
 
 def get_config(name: str) -> HardwareConfig:
-    """The named configuration. Raises :class:`ConfigError` for an unknown name."""
-    try:
+    """The named configuration: one of :data:`CONFIGS`, or of a board that another distribution brings.
+
+    Raises :class:`ConfigError` for an unknown name.
+    """
+    if name in CONFIGS:
         return CONFIGS[name]
-    except KeyError:
-        raise ConfigError(
-            f"configuration '{name}': must be one of {', '.join(CONFIGS)}; see `lepton devices`"
-        ) from None
+    from .boards import all_boards
+
+    configs = _by_name((*CONFIGS.values(), *(board.config for board in all_boards().values())))
+    if name not in configs:
+        raise ConfigError(f"configuration '{name}': must be one of {', '.join(configs)}; see `lepton devices`")
+    return configs[name]

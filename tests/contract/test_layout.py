@@ -12,6 +12,7 @@ from lepton_hw.layout import (
     activation_bytes,
     block_beats,
     check_reduction,
+    linear_bytes,
     output_bytes,
     pack_activations,
     pack_output,
@@ -197,3 +198,10 @@ def test_chunks_are_whole_blocks_of_every_array(config: HardwareConfig) -> None:
     assert ATTENTION_CHUNK % BLOCK == 0
     assert MAX_CONTEXT % ATTENTION_CHUNK == 0
     assert MAX_CONTEXT < 1 << 16
+
+
+def test_a_long_layer_is_a_stream_for_each_part() -> None:
+    for bias in (False, True):
+        assert linear_bytes(NANO, 20, MAX_REDUCTION, bias=bias) == weight_bytes(NANO, 20, MAX_REDUCTION, bias=bias)
+        parts = weight_bytes(NANO, 20, MAX_REDUCTION) + weight_bytes(NANO, 20, 2560)
+        assert linear_bytes(NANO, 20, MAX_REDUCTION + 2560, bias=bias) == parts

@@ -461,6 +461,8 @@ def test_memory_must_fit_the_address_space():
         ConfigError, match=r"must end within the 32-bit address space of 'sim', but 8192 bytes from 0xff"
     ):
         EmulatorDevice(CONFIGS["sim"], 8192, (1 << 32) - 4096)
+    with EmulatorDevice(CONFIGS["sim"], 8192, (1 << 32) - 8192) as device:
+        assert device.allocate(8192).address == (1 << 32) - 8192
 
 
 def test_every_field_has_a_column():

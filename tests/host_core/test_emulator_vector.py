@@ -285,7 +285,22 @@ def run_list(config: HardwareConfig, memory, *commands) -> PlainMachine:
 
 TINY, SUBNORMAL, LARGE = (number(pattern) for pattern in (0x00800000, 0x007FFFFF, 0x7F7FFFFF))
 NOT_CANONICAL = number(0xFFC00001)
-OPERANDS = [0.0, -0.0, 1.0, -1.5, TINY, -TINY, SUBNORMAL, -SUBNORMAL, LARGE, -LARGE, np.inf, -np.inf, NOT_CANONICAL]
+OPERANDS = [
+    0.0,
+    -0.0,
+    0.5,
+    1.0,
+    -1.5,
+    TINY,
+    -TINY,
+    SUBNORMAL,
+    -SUBNORMAL,
+    LARGE,
+    -LARGE,
+    np.inf,
+    -np.inf,
+    NOT_CANONICAL,
+]
 """Also what no arithmetic makes but memory may hold."""
 
 
@@ -466,6 +481,8 @@ def test_lists_rewritten_in_place() -> None:
         {5: {"b_value": 0x3F800000}}, {5: {"c_value": 0x3F800000}}, {5: {"combine": Combine.SUBTRACT}},
         {5: {"function": Function.EXPONENTIAL}}, {5: {"reduce": Reduce.SUM, "reduced": 28}},
         {6: {"context": 1}}, {6: {"offset": 2}}, {6: {"flags": AppendFlag.VALUE, "stride": 30}},
+        {6: {"context": 2, "offset": 0}}, {0: {"tokens": (3, 5, 4)}, 6: {"context": 2, "offset": 0}},
+        {0: {"first": 1}, 6: {"context": 2, "offset": 0}},
         {7: {"words": 31}}, {7: {"output": Address(0, 0x1408)}},
         {},
     ]  # fmt: skip
@@ -502,3 +519,39 @@ def test_other_bases_for_the_same_list() -> None:
         PlainMachine(config, expected, bases).execute(commands)
         assert emulator.execute(BASE + 0x2000, 3, bases) == (ErrorCode.NONE, 0)
         assert (memory == expected).all()
+
+
+def test_contexts_are_those_of_the_list() -> None:
+    """They are zero when it begins, whatever the list before has set."""
+    config = CONFIGS["nano"]
+    append = Append(words=4, a_start=0, **SCALES, context=5, offset=1, cache=Address(0, 0), head_stride=0)
+    memory = np.zeros(1 << 14, np.uint8)
+    emulator = Emulator(config, memory, BASE)
+    for commands, verdict in (
+        ([Context(first=5, tokens=(9,)), append, End()], (ErrorCode.NONE, 0)),
+        ([append, End()], (ErrorCode.FIELD, 0)),
+    ):
+        encoded = np.frombuffer(encode_list(commands), np.uint8)
+        memory[0x2000 : 0x2000 + encoded.size] = encoded
+        assert emulator.execute(BASE + 0x2000, len(commands), (BASE,) * 8) == verdict
+
+
+def test_special_row_scales() -> None:
+    """Of rows that are loaded, times special column scales, plus special biases."""
+    config = CONFIGS["u250"]
+    count, size = len(OPERANDS), config.array_size
+    memory = np.zeros(1 << 16, np.uint8)
+    rows = np.zeros((count, 2, size), np.uint8)
+    rows[:, 0, :4] = np.array(OPERANDS, F32)[:, None].view(np.uint8)
+    rows[:, 1] = np.random.default_rng(2).integers(0, 256, size)
+    memory[: rows.size] = rows.reshape(-1)
+    values = np.resize(np.array(OPERANDS, F32), (2, size))
+    values[1] = np.roll(values[0], 5)
+    stream = np.random.default_rng(3).integers(-127, 128, (size, size)).astype(np.int8)
+    weights = 1 << 14
+    memory[weights : weights + values.nbytes] = values.reshape(-1).view(np.uint8)
+    memory[weights + values.nbytes :][: stream.size] = stream.reshape(-1).view(np.uint8)
+    common = {"rows": count, "words": 1, "activation": 0, "row": 0}
+    gemm = Gemm(**common, blocks=1, weights=Address(0, weights), output=Address(0, 1 << 15))
+    for flags in (GemmFlag.FLOAT, GemmFlag.FLOAT | GemmFlag.BIAS):
+        run_list(config, memory.copy(), Load(**common, source=Address(0, 0)), replace(gemm, flags=flags), End())

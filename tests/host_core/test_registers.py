@@ -11,7 +11,7 @@ from lepton.devices.registers import RegisterDevice
 from lepton.errors import DeviceError, DeviceLostError, DeviceMismatchError, DeviceTimeout
 from lepton.runtime.executor import DeviceExecutor
 from lepton_hw import numerics
-from lepton_hw.commands import Address, End, Gemm, Load, encode_list
+from lepton_hw.commands import Address, End, Fetch, Gemm, Load, Store, encode_list
 from lepton_hw.config import CONFIGS
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import COUNTERS, ID, REGISTERS, Control, State
@@ -29,15 +29,17 @@ LIST = [
 class Bus:
     """A register file in front of an emulator: behaves at the bus as the table in lepton_hw.registers says."""
 
-    def __init__(self, *, identity: int = ID, word: int = CONFIG.word, hang: bool = False) -> None:
+    def __init__(
+        self, *, identity: int = ID, word: int = CONFIG.word, hang: bool = False, config=CONFIG, base: int = BASE
+    ) -> None:
         self.memory = np.zeros(1 << 16, np.uint8)
-        self.memory_base = BASE
+        self.memory_base = base
         self.memory_bytes = self.memory.size
         self.hang = hang
         self.closed = False
         self.resets = 0
         self.writes: list[tuple[int, int]] = []
-        self.emulator = Emulator(CONFIG, self.memory, BASE)
+        self.emulator = Emulator(config, self.memory, base)
         self.identity, self.word = identity, word
         self.power_on()
 
@@ -55,10 +57,10 @@ class Bus:
 
     def write_memory(self, address: int, data) -> None:
         assert data.flags.c_contiguous
-        self.memory[address - BASE :][: data.size] = data
+        self.memory[address - self.memory_base :][: data.size] = data
 
     def read_memory(self, address: int, nbytes: int):
-        return self.memory[address - BASE :][:nbytes].copy()
+        return self.memory[address - self.memory_base :][:nbytes].copy()
 
     def get(self, name: str) -> int:
         register = {**REGISTERS, **COUNTERS}[name]
@@ -91,8 +93,8 @@ class Bus:
             self.values[offset] = value
 
     def finish(self) -> None:
-        assert self.get("WINDOW_BASE") == BASE
-        assert self.get("WINDOW_END") == BASE + self.memory.size
+        assert self.get("WINDOW_BASE") == self.memory_base
+        assert self.get("WINDOW_END") == self.memory_base + self.memory.size
         bases = tuple(self.get(f"BASE{i}") for i in range(8))
         code, index = self.emulator.execute(self.get("LIST"), self.get("COMMANDS"), bases)
         self.put("ERROR", code)
@@ -323,6 +325,19 @@ def test_unknown_error(value):
     bus.finish = vanish
     with pytest.raises(DeviceLostError, match=rf"'board': register ERROR must hold an error code, not {value:#x};"):
         start(bus)
+
+
+def test_addresses_wider_than_a_register():
+    config, base = CONFIGS["zcu104"], 0x93_A000_0000
+    bus = Bus(word=config.word, config=config, base=base)
+    device = RegisterDevice("board", bus, config)
+    program, results = device.allocate(4096), device.allocate(4096)
+    device.write(results, np.arange(256, dtype=np.uint8))
+    commands = [Fetch(words=3, target=0, source=Address(1, 32)), Store(words=3, a_start=0, output=Address(7, 0)), End()]
+    device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+    device.run(program, 3, (0, results.address, 0, 0, 0, 0, 0, results.address + 512))
+    assert device.read(results, 96, 512).tolist() == list(range(32, 128))
+    assert bus.get("LIST") == program.address
 
 
 def test_labels_reach_the_errors():

@@ -9,13 +9,13 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import lepton.ai as lai
-from lepton.cli.bench_layers import random_decoder
+from lepton.bench.shapes import DecoderSizes, random_decoder
 from lepton.compiler.decoder import DecoderCompiler
 from lepton.compiler.layout import Layout
 from lepton.compiler.step import StepShape
 from lepton.devices.emulator import EmulatorDevice
 from lepton.errors import InputError
-from lepton.runtime.engine import DecoderEngine
+from lepton.runtime.decoder import DecoderEngine
 from lepton.runtime.reference import ReferenceEngine, attend
 from lepton_hw.commands import Gemm
 from lepton_hw.config import ATTENTION_CHUNK, CONFIGS, MAX_CONTEXT, get_config
@@ -144,7 +144,9 @@ def test_attention_is_that_of_exact_numbers() -> None:
 
 def test_the_longest_context() -> None:
     """Whatever a context register can count, and not one token more."""
-    spec = random_decoder(1, hidden_size=32, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=32)
+    spec = random_decoder(
+        1, DecoderSizes(hidden_size=32, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=32)
+    )
     device = EmulatorDevice(get_config("sim"), 1 << 26)
     for engine in (DecoderEngine, ReferenceEngine):
         arguments = (device, spec) if engine is DecoderEngine else (spec,)
@@ -176,7 +178,9 @@ def test_the_longest_context() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_lists_of_a_long_context_are_as_wide_as_those_of_a_short_one(config: str) -> None:
     """What the scores of a list take on chip does not grow with the context."""
-    spec = random_decoder(1, hidden_size=128, num_heads=4, num_kv_heads=2, head_dim=64, intermediate_size=128)
+    spec = random_decoder(
+        1, DecoderSizes(hidden_size=128, num_heads=4, num_kv_heads=2, head_dim=64, intermediate_size=128)
+    )
     build = get_config(config)
     layout = Layout(spec, build, slots=1, context=16 * ATTENTION_CHUNK)
     for tokens in (1, build.array_size):

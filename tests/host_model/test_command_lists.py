@@ -91,11 +91,12 @@ def test_what_lists_were_compiled_for(saved: tuple[Path, torch.Tensor]) -> None:
     assert programs is not None
     assert (programs.context, programs.slots) == (300, 2)
     with lai.load_model(saved[0], "emulator") as loaded:
-        spec = loaded.module.forward.decoder.spec  # type: ignore[reportAttributeAccessIssue]
+        assert loaded.offloaded is not None
+        spec = loaded.offloaded.engine.spec
     assert programs.fit(get_config("sim"), spec)
     assert not programs.fit(get_config("pynq_z2"), spec)
     assert not dataclasses.replace(programs, compiler="0.0.0").fit(get_config("sim"), spec)
-    for other in (dataclasses.replace(spec, epsilon=1e-3), dataclasses.replace(spec, layers=spec.layers[::-1])):
+    for other in (dataclasses.replace(spec, logit_cap=1e-3), dataclasses.replace(spec, layers=spec.layers[::-1])):
         assert not programs.fit(get_config("sim"), other)
 
 

@@ -178,7 +178,7 @@ def test_what_a_device_does_not_take(load: Callable[..., lai.LeptonModel]) -> No
     tokens = ids(1, 20)
     with pytest.raises(InputError, match="forward: must not have output_attentions on a device; load the model on"):
         model.forward(input_ids=tokens, output_attentions=True)
-    with pytest.raises(InputError, match=r"attention_mask: must be of padding, \[1, 20\] like the tokens, not \[1, 1,"):
+    with pytest.raises(InputError, match=r"attention_mask: must add 0 or hide a column if it is of floats, but adds 1"):
         model.forward(input_ids=tokens, attention_mask=torch.ones(1, 1, 20, 20))
     with pytest.raises(InputError, match="sequence: must have at most 30 tokens with the new ones, not 31"):
         model.forward(input_ids=ids(1, 31))

@@ -66,8 +66,7 @@ def test_padding_masks(data: st.DataObject) -> None:
             parents = np.stack([parents_of(row, 0, past) for row in before])
         found = made.sequences(mask.to(dtype), parents, batch, new, cached=True)
         refused = False
-    except InputError as error:
-        assert "hole" in str(error)
+    except InputError:
         refused = True
     expected, fourth = of_transformers(mask, batch, past, new, window)
     for row in range(batch):

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lepton.cli.bench_hardware import run_gemm
-from lepton.cli.bench_layers import random_decoder
+from lepton.bench.gemm import run_gemm
+from lepton.bench.shapes import DecoderSizes, random_decoder
 from lepton.compiler.decoder import DecoderCompiler
 from lepton.compiler.layout import Layout
 from lepton.compiler.linear import compile_linear
@@ -18,7 +18,7 @@ from lepton.devices.registers import RegisterDevice
 from lepton.devices.rtl import RtlDevice
 from lepton.errors import InputError
 from lepton.estimate import Memory, Run, execute, timing
-from lepton.runtime.engine import DecoderEngine
+from lepton.runtime.decoder import DecoderEngine
 from lepton_hw.activity import UNITS, Activity
 from lepton_hw.commands import Command, Gemm, GemmFlag
 from lepton_hw.config import CONFIGS, get_config
@@ -41,38 +41,13 @@ another."""
 SLOW = MemoryTiming(read_latency=60, write_latency=30, read_bandwidth=160, write_bandwidth=160, read_outstanding=4)
 
 SHAPES = {
-    "token": (
-        {"hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "intermediate_size": 192},
-        1,
-        1,
-        40,
-    ),
-    "prompt": (
-        {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96},
-        8,
-        1,
-        50,
-    ),
-    "batch": (
-        {"hidden_size": 64, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "intermediate_size": 128},
-        1,
-        5,
-        70,
-    ),
-    "long-token": (
-        {"hidden_size": 64, "num_heads": 6, "num_kv_heads": 3, "head_dim": 32, "intermediate_size": 96},
-        1,
-        1,
-        1500,
-    ),
-    "long-prompt": (
-        {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96},
-        8,
-        1,
-        530,
-    ),
+    "token": ((128, 4, 2, 64, 192), 1, 1, 40),
+    "prompt": ((64, 2, 1, 32, 96), 8, 1, 50),
+    "batch": ((64, 3, 3, 32, 128), 1, 5, 70),
+    "long-token": ((64, 6, 3, 32, 96), 1, 1, 1500),
+    "long-prompt": ((64, 2, 1, 32, 96), 8, 1, 530),
 }
-"""Decoders with new tokens, sequences and context."""
+"""Sizes of decoders, new tokens, sequences and context."""
 
 
 def memory_of(t: MemoryTiming) -> Memory:
@@ -95,7 +70,8 @@ def run_both(
 ) -> tuple[list[Command], Counters, list[Activity], Run]:
     """A step as a list, on the RTL, and on the model."""
     sizes, tokens, sequences, context = SHAPES[shape]
-    spec = random_decoder(1, **sizes)
+    names = ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+    spec = random_decoder(1, DecoderSizes(**dict(zip(names, sizes, strict=True))))
     machine = machine_of("nano", memory)
     counted: list[Counters] = []
     device = RtlDevice(machine.core, record=True)

@@ -69,7 +69,7 @@ class LeptonModel:
     def explain(self) -> Report:
         """Where every module runs, how much of the work that is, and why modules stay on the host."""
         if self.offloaded is not None:
-            return self.offloaded.report
+            return self.offloaded.report.confirmed(self.module)
         return Report(device=self.device, config="", context=0, placements=())
 
     def save(self, folder: str | os.PathLike[str]) -> None:

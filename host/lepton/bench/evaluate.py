@@ -1,13 +1,16 @@
-"""Quality figures of a model."""
+"""Quality of a quantized model: its perplexity and embeddings beside those in float32."""
 
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lepton.ai import LeptonModel
+from lepton.bench.result import Result
 from lepton.errors import InputError
 from lepton.progress import progress_bars
 
@@ -15,7 +18,45 @@ WINDOW = 512
 """Tokens that see each other when perplexity is measured."""
 
 WORDS = range(5, 61)
-"""Of a sentence whose embedding is measured."""
+"""Words of a sentence whose embedding is measured."""
+
+
+@dataclass(frozen=True)
+class PerplexityResult(Result):
+    """The perplexity of a text on a device and in float32."""
+
+    perplexity: float
+    float32_perplexity: float
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity on the device over that in float32."""
+        return self.perplexity / self.float32_perplexity
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures by name."""
+        return {"perplexity": self.perplexity, "float32_perplexity": self.float32_perplexity, "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class SimilarityResult(Result):
+    """The cosines between embeddings of texts on a device and in float32, at least one."""
+
+    cosines: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean cosine."""
+        return sum(self.cosines) / len(self.cosines)
+
+    @property
+    def minimum(self) -> float:
+        """The cosine of the text whose embeddings differ most."""
+        return min(self.cosines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures by name."""
+        return {"mean": self.mean, "minimum": self.minimum, "sentences": len(self.cosines)}
 
 
 def perplexity(model: LeptonModel, text: str, tokens: int, *, window: int = WINDOW) -> float:

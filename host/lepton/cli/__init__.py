@@ -2,7 +2,7 @@
 
 import typer
 
-from lepton.cli import bench, estimate, model, rtl
+from lepton.cli import bench, devices, estimate, evaluate, model, rtl
 from lepton.cli.common import Group
 
 app = typer.Typer(
@@ -16,9 +16,10 @@ app = typer.Typer(
 app.command()(model.run)
 app.command()(model.explain)
 app.command("compile")(model.compile_)
-app.command()(model.devices)
+app.command()(devices.devices)
+app.command()(devices.boards)
 app.command()(estimate.estimate)
 app.add_typer(model.models, name="models")
-app.add_typer(model.evaluate, name="eval")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.add_typer(rtl.app, name="rtl")

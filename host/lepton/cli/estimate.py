@@ -1,16 +1,11 @@
 """The command that estimates a model's speed on a board."""
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
-from lepton.cli.common import JsonOption, ModelArgument, print_json
-from lepton.estimate.boards import BOARDS
-from lepton_hw.config import get_config
+from lepton.cli.common import JsonOption, ModelArgument, show, table, write_json, write_text
 
 
 def estimate(
@@ -18,7 +13,9 @@ def estimate(
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="Hardware configuration; by default the board's.")
     ] = None,
-    board: Annotated[str, typer.Option("--board", "-b", help=f"{', '.join(BOARDS)}.")] = "sim",
+    board: Annotated[
+        str, typer.Option("--board", "-b", help="A board of `lepton boards`, or sim: the simulated device at 100 MHz.")
+    ] = "sim",
     context: Annotated[int, typer.Option(min=1, help="Tokens of the sequence with the new ones.")] = 256,
     tokens: Annotated[int, typer.Option(min=1, help="New tokens: 1 generates, more read a prompt.")] = 1,
     trace: Annotated[
@@ -29,28 +26,21 @@ def estimate(
     json: JsonOption = False,
 ) -> None:
     """Estimate cycles and speed of a model on a board, without its weights and without the host."""
-    from lepton.estimate import decoder_shape, get_board
+    from lepton.estimate import decoder_shape, get_target
     from lepton.estimate import estimate as run
     from lepton.estimate.report import to_dict
     from lepton.estimate.roofline import roofline as draw
     from lepton.estimate.trace import timeline
 
-    chosen = get_board(board)
-    build = get_config(config or chosen.config)
-    memory = chosen.memory(build)
-    result = run(decoder_shape(model), build, memory, context=context, tokens=tokens)
-    report = to_dict(result, build, chosen, memory)
+    target = get_target(board, config)
+    result = run(decoder_shape(model), target.config, target.memory, context=context, tokens=tokens)
+    report = to_dict(result, target)
     if trace is not None:
-        trace.write_text(dumps(timeline(result.commands, result.run.activities, clock=chosen.clock)))
+        write_json(trace, timeline(result.commands, result.run.activities, clock=target.clock, labels=result.labels))
     if roofline is not None:
-        roofline.write_text(draw(result, build, chosen, memory))
-    if json:
-        print_json(report)
-        return
-    columns = ("", "Mcycles", "ms", "MB", "memory", "array", "vector", "limit")
-    table = Table(columns[0], *(Column(name, justify="right") for name in columns[1:-1]), columns[-1])
-    for part in (*report["parts"], report["total"]):
-        table.add_row(
+        write_text(roofline, draw(result, target))
+    rows = (
+        (
             part["name"],
             f"{part['cycles'] / 1e6:.3f}",
             f"{part['seconds'] * 1e3:.1f}",
@@ -58,9 +48,11 @@ def estimate(
             *(f"{share:.0%}" for share in part["utilization"].values()),
             part["limit"],
         )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"{build.name} on {chosen.name}, {chosen.clock:g} MHz: {report['tokens_per_second']:.4g} tokens/s, "
+        for part in (*report["parts"], report["total"])
+    )
+    header = ("", "Mcycles", "ms", "MB", "memory", "array", "vector", "limit")
+    line = (
+        f"{target.config.name} on {target.name}, {target.clock:g} MHz: {report['tokens_per_second']:.4g} tokens/s, "
         f"{report['bytes_per_second'] / 1e9:.3g} of {report['memory_gb_per_second']:.3g} GB/s"
     )
+    show(report, table(header, rows, numbers=True), line, as_json=json)

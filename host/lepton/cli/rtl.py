@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lepton.cli.common import ConfigOption, JsonOption, print_json
+from lepton.cli.common import ConfigOption, JsonOption, show
 from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.config import get_config
 from lepton_hw.distribution import install_command
@@ -33,11 +33,13 @@ def generate(
     folder = output / config
     with Console(stderr=True).status(f"Generating {config}"):
         manifest = generate_verilog(hardware, folder)
-    if json:
-        print_json({**asdict(manifest), "verilog": str(folder / f"{TOP}.v")})
-    else:
-        print(f"{folder / f'{TOP}.v'}: configuration {config}, build {manifest.build}")
-        print(f"SHA-256 {manifest.verilog_sha256}; {len(manifest.ports)} ports; {_versions(manifest.tools)}")
+    verilog = folder / f"{TOP}.v"
+    show(
+        {**asdict(manifest), "verilog": str(verilog)},
+        f"{verilog}: configuration {config}, build {manifest.build}",
+        f"SHA-256 {manifest.verilog_sha256}; {len(manifest.ports)} ports; {_versions(manifest.tools)}",
+        as_json=json,
+    )
 
 
 @app.command()
@@ -65,26 +67,24 @@ def report(
             raise InputError(f"configuration '{name}': must be one of {', '.join(PARTS)} to be reported; choose one")
     with Console(stderr=True).status("Starting") as status:
 
-        def show(step: str) -> None:
+        def tell(step: str) -> None:
             status.update(step)
 
-        entries = [resources(name, work / name, show) for name in names]
+        entries = [resources(name, work / name, tell) for name in names]
         timing = None
         if place and PLACED_CONFIG in names:
-            timing = place_and_route(work / f"{PLACED_CONFIG}-placed", progress=show)
+            timing = place_and_route(work / f"{PLACED_CONFIG}-placed", progress=tell)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render(entries, timing, tool_versions()))
-    if json:
-        print_json({"resources": [_figures(entry) for entry in entries], "timing": timing and _timing(timing)})
-    else:
-        for entry in entries:
-            use = ", ".join(
-                f"{used:,g} {kind} ({used / available:.0%})" for kind, (used, available) in entry.use.items()
-            )
-            print(f"{entry.config} on {entry.part.name}: {use}")
-        if timing:
-            print(f"{timing.config} placed and routed: {timing.fmax:.1f} MHz, {timing.bitstream}")
-        print(f"wrote {output}")
+    figures = {"resources": [_figures(entry) for entry in entries], "timing": timing and _timing(timing)}
+    lines = [f"{entry.config} on {entry.part.name}: {_use(entry)}" for entry in entries]
+    if timing:
+        lines.append(f"{timing.config} placed and routed: {timing.fmax:.1f} MHz, {timing.bitstream}")
+    show(figures, *lines, f"wrote {output}", as_json=json)
+
+
+def _use(entry: Any) -> str:
+    return ", ".join(f"{used:,g} {kind} ({used / available:.0%})" for kind, (used, available) in entry.use.items())
 
 
 def _figures(entry: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -153,12 +153,12 @@ class Emulator:
         team = np.zeros(kernels.TEAM, np.int64)
         self._contexts[:] = 0
         shared = (self._contexts, *self._state, team)
-        helpers = [
-            self._threads.submit(kernels.help_execute, plan.steps, *shared)
-            for _ in range(THREADS - 1 if plan.shared else 0)
-        ]
+        helpers: list[Future[None]] = []
         halves = data.view(np.uint16)
         try:
+            if plan.shared:
+                for _ in range(THREADS - 1):
+                    helpers.append(self._threads.submit(kernels.help_execute, plan.steps, *shared))
             for begin, end in plan.slices:
                 if time.monotonic() >= deadline:
                     raise Expired(int(plan.steps[begin, Column.INDEX]))

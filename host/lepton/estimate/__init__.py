@@ -1,19 +1,19 @@
 """A cycle model of the accelerator: runs command lists without data."""
 
-from lepton.estimate.boards import BOARDS, Board, Memory, get_board
 from lepton.estimate.machine import Run, execute
 from lepton.estimate.model import Estimate, Part, estimate
 from lepton.estimate.shapes import decoder_shape
+from lepton.estimate.target import Memory, Target, get_target, target_of
 
 __all__ = [
-    "BOARDS",
-    "Board",
     "Estimate",
     "Memory",
     "Part",
     "Run",
+    "Target",
     "decoder_shape",
     "estimate",
     "execute",
-    "get_board",
+    "get_target",
+    "target_of",
 ]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from lepton.errors import InputError
 from lepton.estimate import timing
-from lepton.estimate.boards import Memory
 from lepton.estimate.kernel import Condition, JobQueue, Loop, Process, Semaphores
 from lepton.estimate.memory import FETCH, LOAD, STREAM, Arrival, BeatQueue, Bus, Placed, ReadPort
+from lepton.estimate.target import Memory
 from lepton.estimate.timing import Product, VectorCommand
 from lepton_hw.activity import Activity
 from lepton_hw.checks import tokens_seen

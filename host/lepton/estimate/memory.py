@@ -6,8 +6,8 @@ from collections.abc import Generator
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from lepton.estimate.boards import Memory
 from lepton.estimate.kernel import Condition, Loop, Process
+from lepton.estimate.target import Memory
 from lepton_hw.config import HardwareConfig
 
 FETCH, LOAD, STREAM = range(3)

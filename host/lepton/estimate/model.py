@@ -12,8 +12,8 @@ from lepton.compiler.decoder import CONTEXTS, DecoderCompiler
 from lepton.compiler.layout import Layout, unsupported_reason
 from lepton.compiler.step import StepShape, set_contexts
 from lepton.errors import InputError
-from lepton.estimate.boards import Memory
 from lepton.estimate.machine import Run, execute
+from lepton.estimate.target import Memory
 from lepton.spec import Spec
 from lepton_hw.commands import Command
 from lepton_hw.config import HardwareConfig

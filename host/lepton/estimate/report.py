@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from lepton.estimate.boards import Board, Memory
 from lepton.estimate.model import Estimate, Part
-from lepton_hw.config import HardwareConfig
+from lepton.estimate.target import Target
 
 
-def to_dict(estimate: Estimate, config: HardwareConfig, board: Board, memory: Memory) -> dict[str, Any]:
+def to_dict(estimate: Estimate, target: Target) -> dict[str, Any]:
     """What ``lepton estimate --json`` prints. Utilizations are shares of what a resource can do."""
-    hertz = board.clock * 1e6
+    hertz = target.hertz
 
     def part(part: Part) -> dict[str, Any]:
         return {
@@ -24,9 +23,9 @@ def to_dict(estimate: Estimate, config: HardwareConfig, board: Board, memory: Me
 
     seconds = estimate.cycles / hertz
     return {
-        "config": config.name,
-        "board": board.name,
-        "clock_mhz": board.clock,
+        "config": target.config.name,
+        "board": target.name,
+        "clock_mhz": target.clock,
         "context": estimate.context,
         "tokens": estimate.tokens,
         "cycles": round(estimate.cycles),
@@ -36,7 +35,7 @@ def to_dict(estimate: Estimate, config: HardwareConfig, board: Board, memory: Me
         "bytes_per_second": estimate.total.bytes / seconds,
         "array_utilization": estimate.total.utilization["array"],
         "bus_utilization": estimate.total.utilization["memory"],
-        "memory_gb_per_second": memory.delivered * config.beat_bytes * hertz / 1e9,
+        "memory_gb_per_second": target.bytes_per_second / 1e9,
         "parts": [part(p) for p in estimate.parts],
         "total": part(estimate.total),
     }

@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from lepton.estimate.boards import Board, Memory
 from lepton.estimate.model import Estimate
-from lepton_hw.config import HardwareConfig
+from lepton.estimate.target import Target
 
 _WIDTH, _HEIGHT = 760, 540
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 30, 50, 150
@@ -35,11 +34,11 @@ class _Axis:
         return self._begin + share * (self._end - self._begin)
 
 
-def roofline(estimate: Estimate, config: HardwareConfig, board: Board, memory: Memory) -> str:
+def roofline(estimate: Estimate, target: Target) -> str:
     """An SVG diagram. MACs count the padding of words and blocks."""
-    hertz = board.clock * 1e6
-    peak = config.array_size**2 * hertz / 1e9
-    bandwidth = memory.delivered * config.beat_bytes * hertz / 1e9
+    hertz = target.hertz
+    peak = target.config.array_size**2 * hertz / 1e9
+    bandwidth = target.bytes_per_second / 1e9
     parts = [part for part in (*estimate.parts, estimate.total) if part.macs]
     points = [(part.macs / part.bytes, part.macs * hertz / part.cycles / 1e9) for part in parts]
     ridge = peak / bandwidth
@@ -49,7 +48,7 @@ def roofline(estimate: Estimate, config: HardwareConfig, board: Board, memory: M
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
         f'font-size="13">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        _text(_WIDTH / 2, 24, f"{_title(config, board)}, {_step(estimate)}", size=15),
+        _text(_WIDTH / 2, 24, f"{_title(target)}, {_step(estimate)}", size=15),
         *_grid(x, y),
         _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - _BOTTOM + 42, "MAC per byte of memory"),
         _turned(_text(0, 0, "10⁹ MAC/s"), 20, (_TOP + _HEIGHT - _BOTTOM) / 2, -90),
@@ -66,9 +65,10 @@ def roofline(estimate: Estimate, config: HardwareConfig, board: Board, memory: M
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _title(config: HardwareConfig, board: Board) -> str:
-    name = config.name if config.name == board.name else f"{config.name} on {board.name}"
-    return f"{name}, {board.clock:g} MHz"
+def _title(target: Target) -> str:
+    config = target.config.name
+    name = config if config == target.name else f"{config} on {target.name}"
+    return f"{name}, {target.clock:g} MHz"
 
 
 def _step(estimate: Estimate) -> str:

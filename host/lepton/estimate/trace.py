@@ -7,8 +7,17 @@ from lepton_hw.activity import UNITS, Activity
 from lepton_hw.commands import FIELDS, Command
 
 
-def timeline(commands: Sequence[Command], activities: Sequence[Activity], *, clock: float) -> dict[str, Any]:
-    """The trace events of a list on a core of ``clock`` MHz: a track for each unit; times are in microseconds."""
+def timeline(
+    commands: Sequence[Command],
+    activities: Sequence[Activity],
+    *,
+    clock: float,
+    labels: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The trace events of a list on a core of ``clock`` MHz: a track for each unit; times are in microseconds.
+
+    ``labels`` say of each command what it is for, or nothing; they are part of the names of its events.
+    """
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "lepton"}},
     ]
@@ -17,10 +26,11 @@ def timeline(commands: Sequence[Command], activities: Sequence[Activity], *, clo
         events.append({"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": number, "args": {"sort_index": number}})
     for activity in activities:
         command = commands[activity.command]
+        label = labels[activity.command] if labels else ""
         events.append(
             {
                 "ph": "X",
-                "name": command.opcode.name,
+                "name": f"{command.opcode.name} {label}".rstrip(),
                 "cat": activity.unit,
                 "pid": 0,
                 "tid": UNITS.index(activity.unit),
@@ -29,6 +39,7 @@ def timeline(commands: Sequence[Command], activities: Sequence[Activity], *, clo
                 "args": {
                     "command": activity.command,
                     "cycles": activity.end - activity.begin,
+                    **({"label": label} if label else {}),
                     **_fields(command),
                 },
             }

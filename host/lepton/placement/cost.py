@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from lepton_hw.config import HardwareConfig
-from lepton_hw.layout import activation_bytes, output_bytes, weight_bytes
+from lepton_hw.layout import activation_bytes, linear_bytes, output_bytes
+from lepton_hw.numerics import reduction_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,10 @@ class CostModel:
 
     def device_seconds(self, config: HardwareConfig, columns: int, length: int) -> float:
         """Time of one row through a [columns, length] layer on the accelerator."""
-        stream = weight_bytes(config, columns, length) / config.beat_bytes / self.clock_hz
-        copied = activation_bytes(config, 1, length) + output_bytes(config, 1, columns)
-        return self.launch_seconds + stream + copied / self.copy_bytes_per_second
+        parts = len(reduction_parts(length))
+        stream = linear_bytes(config, columns, length) / config.beat_bytes / self.clock_hz
+        copied = activation_bytes(config, 1, length) + parts * output_bytes(config, 1, columns)
+        return parts * self.launch_seconds + stream + copied / self.copy_bytes_per_second
 
     def host_seconds(self, columns: int, length: int) -> float:
         """Time of one row through a [columns, length] layer on the host, in float32."""

@@ -1,13 +1,14 @@
 """Moves the Linear layers of a model to an executor, in place."""
 
-import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 
-from lepton.errors import LeptonError
-from lepton.frontend.trace import Trace, trace, trial_inputs
+from lepton.errors import InputError, LeptonError
+from lepton.frontend.trace import Trace, trial
 from lepton.placement.options import OffloadOptions
 from lepton.placement.report import Placement, Report
 from lepton.progress import progress_bars
@@ -16,7 +17,7 @@ from lepton.quantization.linears import unsupported_reason as unsupported_linear
 from lepton.quantization.quantized import QuantizedLinear, place
 from lepton.runtime.executor import Executor
 from lepton_hw.config import HardwareConfig
-from lepton_hw.layout import weight_bytes
+from lepton_hw.layout import linear_bytes
 
 
 class PlacementError(LeptonError, RuntimeError):
@@ -39,16 +40,29 @@ def offload_linears(
 ) -> Report:
     """Replace the Linear layers of ``model`` by int8 ones on ``executor``; the float weights are released.
 
-    ``unsupported_reason`` is why whole layers cannot run, if they should.
+    ``unsupported_reason`` is why whole layers cannot run, if they should. A trial run shows which layers read the same
+    tensor and can run as one; without one every layer runs by itself.
 
-    Raises :class:`PlacementError` before anything is changed if ``options.strict`` and a Linear layer has to stay; with
-    an ``unsupported_reason``, if anything has to that the trial run saw multiply, as attention does.
+    Raises :class:`InputError` for ``options.inputs`` that the model does not take, a pattern that no Linear layer
+    matches, and a model that is compiled, and :class:`PlacementError` if ``options.strict`` and a Linear layer has to
+    stay; with an ``unsupported_reason``, if anything has to that the trial run saw multiply, as attention does, or if
+    there is no trial run. All before anything is changed.
     """
-    config, skip, inputs = executor.config, options.skip, options.inputs
+    if isinstance(model, OptimizedModule | torch.jit.ScriptModule):
+        raise InputError(
+            f"model: must be a module as it was written, not the {type(model).__name__} that was compiled from it; "
+            f"pass the module, and compile the result"
+        )
+    config, skip = executor.config, options.skip
     linears = find_linears(model)
-    inputs = trial_inputs(model) if inputs is None else inputs
-    trial = None if inputs is None else trace(model, linears, inputs)
-    groups = [] if trial is None else trial.groups
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in linears):
+            raise InputError(
+                f"skip: every pattern must match the name of a Linear layer, but '{pattern}' does not; "
+                f"a module's layers are matched by 'module.*'"
+            )
+    shown = trial(model, options.inputs)
+    groups = shown.groups if isinstance(shown, Trace) else []
     groups = groups + [[name] for name in linears if not any(name in group for group in groups)]
 
     # A model that was saved quantized: what to offload was decided then.
@@ -63,7 +77,7 @@ def offload_linears(
             reasons[name] = reason
         elif decided:
             continue
-        elif trial is not None and name not in trial.calls:
+        elif isinstance(shown, Trace) and name not in shown.calls and _user(model, name) in shown.called:
             reasons[name] = "not called in the trial run; its parent may use the weights directly"
     groups = [kept for group in groups if (kept := [name for name in group if name not in reasons])]
     for group in groups:
@@ -72,8 +86,14 @@ def offload_linears(
             reasons.update(dict.fromkeys(group, declined))
     groups = [group for group in groups if group[0] not in reasons]
     if options.strict:
-        others = trial.macs.keys() - linears.keys() if unsupported_reason and trial is not None else ()
-        check_strict(reasons | dict.fromkeys(sorted(others), f"whole layers cannot run, since {unsupported_reason}"))
+        others: dict[str, str] = {}
+        if unsupported_reason and isinstance(shown, Trace):
+            others = dict.fromkeys(
+                sorted(shown.macs.keys() - linears.keys()), f"whole layers cannot run, since {unsupported_reason}"
+            )
+        elif unsupported_reason:
+            others = {type(model).__name__: f"what it multiplies cannot be told without a trial run: {shown}"}
+        check_strict(reasons | others)
 
     replacements: dict[nn.Module, nn.Module] = {}
     with progress_bars() as progress:
@@ -81,10 +101,19 @@ def offload_linears(
             layers = [quantize(name, linears[name]) for name in group]
             place(group, layers, executor)
             replacements.update((linears[name], layer) for name, layer in zip(group, layers, strict=True))
-    report = _report(model, executor, config, linears, groups, reasons, trial, unsupported_reason)
+    report = _report(model, executor, config, linears, groups, reasons, shown, unsupported_reason)
     # All at once: a model is not left half changed if the memory of the device is full.
     replace(model, replacements)
     return report
+
+
+def _user(model: nn.Module, name: str) -> str:
+    """The module whose code calls the Linear layer ``name``: the nearest one around it that is not a mere container."""
+    while name:
+        name = name.rpartition(".")[0]
+        if not isinstance(model.get_submodule(name), nn.ModuleList | nn.ModuleDict):
+            break
+    return name
 
 
 def _report(
@@ -94,15 +123,13 @@ def _report(
     linears: Mapping[str, nn.Module],
     groups: list[list[str]],
     reasons: Mapping[str, str],
-    trial: Trace | None,
+    shown: Trace | str,
     unsupported_reason: str,
 ) -> Report:
     fused = {name: tuple(other for other in group if other != name) for group in groups for name in group}
 
     def macs(name: str) -> int:
-        if trial is not None:
-            return round(trial.macs.get(name, 0) / trial.tokens)
-        return math.prod(features(linears[name])) if name in linears else 0
+        return round(shown.macs.get(name, 0) / shown.tokens) if isinstance(shown, Trace) else 0
 
     placements = []
     for name, module in model.named_modules():
@@ -111,7 +138,7 @@ def _report(
         device, reason = executor.name, ""
         if name in fused:
             columns, length = features(module)
-            size = weight_bytes(config, columns, length, bias=getattr(module, "bias", None) is not None)
+            size = linear_bytes(config, columns, length, bias=getattr(module, "bias", None) is not None)
         elif name in linears or own or macs(name) or not any(True for _ in module.children()):
             device = str(own[0].device) if own else _device_of(model)
             reason = reasons.get(name, "not a Linear layer")
@@ -126,14 +153,16 @@ def _report(
                 bytes=size,
                 fused_with=fused.get(name, ()),
                 reason=reason,
+                seen=isinstance(shown, Trace) and name in shown.called,
             )
         )
     return Report(
         device=executor.name,
         config=config.name,
-        context=trial.tokens if trial is not None else 0,
+        context=shown.tokens if isinstance(shown, Trace) else 0,
         placements=tuple(placements),
         unsupported_reason=unsupported_reason,
+        no_trial_reason="" if isinstance(shown, Trace) else shown,
     )
 
 

@@ -2,12 +2,13 @@
 
 import io
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,15 @@ class Placement:
     device: str
     """Executor, or the PyTorch device."""
     macs: int
-    """Multiply-accumulates per token."""
+    """Multiply-accumulates per token, as the trial run showed them."""
     bytes: int
     """Bytes of weights read per pass: the weight stream, or the parameters on the host."""
     fused_with: tuple[str, ...] = ()
     """Other modules that run in the same product."""
     reason: str = ""
-    """Why it is not offloaded; empty if it is."""
+    """Why it is not on the executor; empty if it is."""
+    seen: bool = True
+    """Whether it was seen to run where it is: in the trial run, or in a call since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +46,18 @@ class Report:
     placements: tuple[Placement, ...]
     unsupported_reason: str = ""
     """Why Linear layers are offloaded one by one and not whole layers, if whole layers were tried."""
+    no_trial_reason: str = ""
+    """Why there was no trial run: then MACs are unknown, and layers run one by one. Empty if there was one."""
 
     @property
     def offloaded(self) -> tuple[Placement, ...]:
-        """Modules on the executor."""
-        return tuple(p for p in self.placements if not p.reason)
+        """Modules that were seen to run on the executor."""
+        return tuple(p for p in self.placements if not p.reason and p.seen)
+
+    @property
+    def unseen(self) -> tuple[Placement, ...]:
+        """Modules that are on the executor, but were not seen to run."""
+        return tuple(p for p in self.placements if not p.reason and not p.seen)
 
     @property
     def macs(self) -> int:
@@ -68,13 +78,26 @@ class Report:
     def summary(self) -> str:
         """One line: how much is offloaded."""
         linears = sum(p.kind.endswith(("Linear", "Conv1D")) for p in self.offloaded)
-        size = sum(p.bytes for p in self.offloaded)
-        context = f", attention at a context of {self.context}" if self.context else ""
+        size = sum(p.bytes for p in (*self.offloaded, *self.unseen))
+        parts = [f"{linears} Linear layers"]
+        if self.unseen:
+            parts.append(f"{len(self.unseen)} more not seen to run")
+        if self.macs:
+            parts.append(f"{self.offloaded_mac_fraction:.2%} of {self.macs / 1e6:,.1f} M MACs per token")
+        if self.context:
+            parts.append(f"attention at a context of {self.context}")
         unsupported_reason = f"; Linear by Linear, since {self.unsupported_reason}" if self.unsupported_reason else ""
+        no_trial = f"; no trial run, since {self.no_trial_reason}" if self.no_trial_reason else ""
         return (
-            f"{self.device} ({self.config}): {linears} Linear layers, {self.offloaded_mac_fraction:.2%} of "
-            f"{self.macs / 1e6:,.1f} M MACs per token{context}; {size / 1e6:,.1f} MB of weights{unsupported_reason}"
+            f"{self.device} ({self.config}): {', '.join(parts)}; {size / 1e6:,.1f} MB of weights"
+            f"{unsupported_reason}{no_trial}"
         )
+
+    def confirmed(self, model: nn.Module) -> "Report":
+        """The report with what calls have shown since: layers of ``model`` that have run on the executor are seen."""
+        ran = {name for name, module in model.named_modules() if getattr(module, "calls", 0)}
+        placements = tuple(replace(p, seen=p.seen or (not p.reason and p.module in ran)) for p in self.placements)
+        return replace(self, placements=placements)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON knows."""
@@ -86,6 +109,7 @@ class Report:
             "offloaded_macs": self.offloaded_macs,
             "offloaded_mac_fraction": self.offloaded_mac_fraction,
             "unsupported_reason": self.unsupported_reason,
+            "no_trial_reason": self.no_trial_reason,
             "modules": [asdict(p) for p in self.placements],
         }
 
@@ -98,7 +122,7 @@ class Report:
         rows: dict[tuple[str, ...], list[Placement]] = {}
         for p in self.placements:
             fused = ", ".join(name.rpartition(".")[2] for name in p.fused_with)
-            why = p.reason or (f"fused with {fused}" if fused else "")
+            why = p.reason or ("" if p.seen else "not seen to run") or (f"fused with {fused}" if fused else "")
             rows.setdefault((re.sub(r"\d+", "*", p.module) or "(model)", p.kind, p.device, why), []).append(p)
         for (module, kind, device, why), members in rows.items():
             name = f"{module} ×{len(members)}" if len(members) > 1 else members[0].module or module

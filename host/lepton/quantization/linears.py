@@ -9,7 +9,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lepton.errors import FormatError
 from lepton.quantization.quantized import QuantizedLinear
-from lepton_hw.config import MAX_REDUCTION
 from lepton_hw.numerics import quantize_weights
 
 
@@ -38,9 +37,7 @@ def unsupported_reason(module: nn.Module) -> str | None:
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks, which a replacement would lose"
     columns, length = features(module)
-    if not 0 < length <= MAX_REDUCTION:
-        return f"reduction length {length} is not 1 to {MAX_REDUCTION}"
-    return None if columns else "has no outputs"
+    return None if columns and length else "has no inputs or outputs"
 
 
 def quantize(name: str, module: nn.Module) -> QuantizedLinear:
@@ -57,6 +54,7 @@ def quantize(name: str, module: nn.Module) -> QuantizedLinear:
     except FormatError as error:
         raise FormatError(f"module '{name}': {error}") from error
     layer = QuantizedLinear(length, columns, bias=bias is not None, device="meta")
+    layer.like = weight.new_empty(0)
     layer.weight = nn.Parameter(torch.from_numpy(weights.q), requires_grad=False)
     layer.weight_scale = nn.Parameter(torch.from_numpy(weights.scale), requires_grad=False)
     if bias is not None:

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from lepton.errors import FormatError, InputError
+from lepton.quantization.float_weight import FloatWeight
 from lepton.runtime.executor import Executor
 from lepton_hw.numerics import QuantizedWeights
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class QuantizedLinear(nn.Module):
     """A Linear layer with int8 weights, ``y = x @ (weight * weight_scale)^T + bias``.
 
     Its parameters are what is saved and loaded: ``weight`` int8 [N, K], ``weight_scale`` float32 [N],
-    ``bias`` float32 [N] or None. After :meth:`place` the layer runs on an executor; before that it computes in
-    floating point, without quantizing activations.
+    ``bias`` float32 [N] or None. After :func:`place` the layer runs on an executor, and ``weight`` reads as a
+    :class:`FloatWeight`; before that it computes in floating point, without quantizing activations.
+    ``like`` is an empty tensor of the dtype and on the device of the float layer whose place it takes; it goes along
+    when the model moves.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, device: torch.device | str = "cpu") -> None:
@@ -37,6 +40,7 @@ class QuantizedLinear(nn.Module):
         self.register_parameter("bias", parameter(out_features) if bias else None)
         self._group: _Group | None = None
         self._index = 0
+        self.like = torch.empty(0, dtype=torch.float32, device="cpu")
 
     @property
     def placed(self) -> bool:
@@ -44,9 +48,16 @@ class QuantizedLinear(nn.Module):
         return self._group is not None
 
     @property
+    def calls(self) -> int:
+        """How often the layer has run on its executor."""
+        return self._group.calls[self._index] if self._group is not None else 0
+
+    @property
     def quantized_weights(self) -> QuantizedWeights:
         """The weights as the executor takes them."""
-        return QuantizedWeights(self.weight.numpy(), self.weight_scale.numpy())
+        q = self._parameters["weight"]
+        assert q is not None
+        return QuantizedWeights(q.cpu().numpy(), self.weight_scale.cpu().numpy())
 
     def forward(self, input: Tensor) -> Tensor:
         """``input`` [..., K] to [..., N], in the dtype and on the device of the input.
@@ -54,11 +65,30 @@ class QuantizedLinear(nn.Module):
         Raises :class:`InputError` for another length or dtype and :class:`FormatError` for NaN or infinity.
         """
         if self._group is not None:
-            return self._group(self._index, input)
+            return _run(self._group, self._index, input)  # type: ignore[reportCallIssue]
+        if input.dtype not in _FLOATS:
+            raise InputError(f"input of {self}: must have a floating-point dtype, not {input.dtype}; convert it first")
         weight = self.weight.to(input.dtype) * self.weight_scale.to(input.dtype)[:, None]
         return nn.functional.linear(input, weight, None if self.bias is None else self.bias.to(input.dtype))
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self.placed:
+            # For parents that look at the weights, or multiply with them, instead of calling the layer.
+            q = self._parameters["weight"]
+            assert q is not None
+            return FloatWeight.of(q, self.weight_scale, self.like)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "weight_scale", "bias") and vars(self).get("_group") is not None:
+            raise InputError(
+                f"{name} of an offloaded layer: must not be replaced, since the device has its values; "
+                f"replace it in the float model before it is loaded"
+            )
+        super().__setattr__(name, value)
+
     def _apply(self, fn, recurse=True):
+        self.like = fn(self.like)
         # The executor has the weights now: moving or rounding these copies would only make them differ.
         return self if self.placed else super()._apply(fn, recurse)
 
@@ -78,6 +108,7 @@ class _Group:
         self.name = " + ".join(names)
         self.executor = executor
         self.length = layers[0].in_features
+        self.calls = [0] * len(layers)
         self._columns = [layer.out_features for layer in layers]
         self._pending = threading.local()
         bias = None
@@ -88,6 +119,7 @@ class _Group:
         self._handle = executor.load_linear(QuantizedWeights(q, scale), bias)
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
+        self.calls[index] += 1
         if len(self._columns) == 1:
             return self._compute(x)
         # An inference tensor has no version by which a change could be told: its values are compared instead.
@@ -115,7 +147,8 @@ class _Group:
             )
         if x.dtype not in _FLOATS:
             raise InputError(
-                f"module '{self.name}': its input must be float32, bfloat16 or float16, not {x.dtype}; convert it first"
+                f"module '{self.name}': its input must be float32, bfloat16, float16 or float64, not {x.dtype}; "
+                f"convert it first"
             )
         shape = (*x.shape[:-1], sum(self._columns))
         if x.numel() == 0:
@@ -131,9 +164,25 @@ class _Group:
         y = y.view(shape)
         return y.to(x.device, x.dtype) if foreign else y
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Group":
+        # A copy of a layer has the same weights, and they never change: it runs where they are.
+        return self
+
+    def __getstate__(self) -> None:
+        raise InputError(
+            f"module '{self.name}': must not be pickled while its weights are on device '{self.executor.name}'; "
+            f"save the model (LeptonModel.save), or its state_dict"
+        )
+
+
+@torch.compiler.disable
+def _run(group: _Group, index: int, x: Tensor) -> Tensor:
+    """Run a layer of a group; where a compiler of graphs must stop, since a device is not PyTorch."""
+    return group(index, x)
+
 
 def _bias(layer: QuantizedLinear) -> np.ndarray:
-    return np.zeros(layer.out_features, np.float32) if layer.bias is None else layer.bias.numpy()
+    return np.zeros(layer.out_features, np.float32) if layer.bias is None else layer.bias.cpu().numpy()
 
 
 def place(names: Sequence[str], layers: Sequence[QuantizedLinear], executor: Executor) -> None:

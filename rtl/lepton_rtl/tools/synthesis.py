@@ -21,6 +21,7 @@ from amaranth.hdl import ClockSignal, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lepton_hw.boards import BOARDS
 from lepton_hw.config import HardwareConfig, get_config
 from lepton_hw.distribution import install_command
 from lepton_hw.errors import LeptonError
@@ -165,7 +166,13 @@ _ZYNQ_7020 = Part(name="Zynq-7020", family=XC7, luts=53_200, registers=106_400, 
 _ZU7EV = Part(name="ZU7EV", family=XCUP, luts=230_400, registers=460_800, dsps=1728, block_rams=312)
 _ECP5_85K = Part(name="ECP5-85K", family=ECP5, luts=83_640, registers=83_640, dsps=156, block_rams=208)
 
-PARTS: dict[str, Part] = {"nano": _ECP5_85K, "sim": _ZYNQ_7020, "pynq_z2": _ZYNQ_7020, "zcu104": _ZU7EV}
+_BOARD_PARTS = {"xc7z020clg400-1": _ZYNQ_7020, "xczu7ev-ffvc1156-2-e": _ZU7EV}
+
+PARTS: dict[str, Part] = {"nano": _ECP5_85K, "sim": _ZYNQ_7020} | {
+    name: _BOARD_PARTS[board.part]
+    for name, board in BOARDS.items()
+    if board.part in _BOARD_PARTS and board.config.name == name
+}
 """The device that each reported configuration is compared with (UG1769/DS190, DS891, FPGA-DS-02012)."""
 
 

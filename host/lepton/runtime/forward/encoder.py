@@ -119,8 +119,9 @@ class EncoderForward:
             padding = self._embeddings.padding_idx
             positions = padding + 1 + (tokens if ids is None else int((ids != padding).sum(1).max()))
         if "position_ids" not in given and isinstance(table, nn.Embedding) and positions > table.num_embeddings:
-            limit = table.num_embeddings - (positions - tokens if ids is None else 0)
-            raise InputError(f"sequence: must have at most {limit} positions, not {positions}; shorten it")
+            raise InputError(
+                f"sequence: must have at most {table.num_embeddings} positions, not {positions}; shorten it"
+            )
         return device
 
 

@@ -56,8 +56,10 @@ class CausalMask:
 
         ``parents`` [B, past] tells for each column of a cache which one its token came after: the number of that column
         + 1, 0 for the first token of a sequence, -1 for padding. ``cached`` is whether there is a cache, ``capacity``
-        how many columns it has, if that is fixed. ``packed`` [B, new] numbers the documents of tokens that transformers takes apart by their
-        positions. Raises :class:`InputError` for a mask that is not of sequences, or not that of the cached tokens.
+        how many columns it has, if that is fixed. ``packed`` [B, new] numbers the documents of tokens that transformers
+        takes apart by their positions.
+
+        Raises :class:`InputError` for a mask that is not of sequences, or not that of the cached tokens.
         """
         past = parents.shape[1]
         past = parents.shape[1]
@@ -237,8 +239,8 @@ def _matrix(mask: Any, batch: int, past: int, new: int, capacity: int | None) ->
             )
     else:
         raise InputError(
-            f"attention_mask: must be bool or float if it is [B, 1, T, T], not {str(mask.dtype).removeprefix('torch.')};"
-            f" convert it"
+            f"attention_mask: must be bool or float if it is [B, 1, T, T], not {str(mask.dtype).removeprefix('torch.')}"
+            f"; convert it"
         )
     if heads > 1 and not (seen == seen[:, :1]).all():
         raise InputError(f"attention_mask: must be the same for all heads, but is not; {REMEDY}")

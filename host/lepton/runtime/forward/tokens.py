@@ -149,6 +149,8 @@ class TokenCache:
 def common(a: list[Identity], b: list[Identity]) -> int:
     """Length of the common beginning."""
     low, high = 0, min(len(a), len(b))
+    if not high or a[0] != b[0]:
+        return 0
     if a[:high] == b[:high]:
         return high
     while high - low > 1:
