@@ -10,6 +10,7 @@ from lepton_hw.layout import (
     activation_bytes,
     key_block_beats,
     key_cache_beats,
+    linear_bytes,
     output_bytes,
     pack_activations,
     pack_output,
@@ -61,6 +62,20 @@ def test_weight_streams(config: HardwareConfig, columns: int, length: int, scale
 def test_weight_streams_have_scales_and_no_biases(config: HardwareConfig) -> None:
     """Unless something else is asked for."""
     assert weight_bytes(config, 9, 9) == weight_bytes(config, 9, 9, scaled=True, bias=False)
+
+
+@configurations
+@pytest.mark.parametrize("length", [1, 16384, 16385, 40000])
+@pytest.mark.parametrize("bias", [False, True])
+def test_streams_of_a_layer(config: HardwareConfig, length: int, bias: bool) -> None:
+    """One for each 16,384 of the reduction; the bias is in the stream if there is only one."""
+    size = config.array_size
+    parts = [min(16384, length - first) for first in range(0, length, 16384)]
+    parameters = [[ONE] * 3] * 2 if bias and len(parts) == 1 else [[ONE] * 3, None]
+    streams = [exact.weight_stream(size, [[0] * part] * 3, *parameters) for part in parts]
+    assert linear_bytes(config, 3, length, bias=bias) == sum(map(len, streams))
+    if not bias:
+        assert linear_bytes(config, 3, length) == sum(map(len, streams))
 
 
 @configurations

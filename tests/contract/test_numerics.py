@@ -416,7 +416,8 @@ def test_reduction_parts(length: int, parts: list[range]) -> None:
 def test_long_reductions_are_parts_of_whole_rows(length: int) -> None:
     """Scale and shifts are the whole row's; the parts are scaled, then added in order, then comes the bias."""
     rng = np.random.default_rng(length)
-    x = (rng.standard_normal((2, length)) * rng.choice([1, 0.05], (2, length))).astype(np.float32)
+    sizes = np.repeat(rng.choice([1, 0.5, 0.05], (2, -(-length // BLOCK))), BLOCK, axis=1)[:, :length]
+    x = (rng.standard_normal((2, length)) * sizes).astype(np.float32)
     x[0, -1], x[1, 7] = 9, -20  # the largest value of a row in its last part, and in its first
     weights = quantize_weights(rng.standard_normal((3, length)).astype(np.float32))
     bias = (rng.standard_normal(3) * 100).astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, relu, silu
 
-from lepton.activation import Activation
+from lepton.activation import Activation, soft_cap
 from lepton_hw.functions import exponential, reciprocal
 from lepton_hw.numerics import F32, float_add, float_maximum, float_multiply
 
@@ -69,3 +69,16 @@ def test_bits(activation: Activation) -> None:
     x = (rng.standard_normal(20_000) * np.exp2(rng.integers(-20, 8, 20_000))).astype(np.float32)
     x = np.concatenate([x, np.array([0.0, -0.0, 1e-42, -1e-42, np.inf, -np.inf, np.nan], np.float32)])
     np.testing.assert_array_equal(activation(x).view(np.uint32), operations(x)[activation].view(np.uint32))
+
+
+@pytest.mark.parametrize("cap", [50.0, 30.0, 1.0])
+def test_bits_of_a_soft_cap(cap: float) -> None:
+    x = (np.random.default_rng(1).standard_normal(5000) * 3 * cap).astype(np.float32)
+    y = x
+    for step in soft_cap(cap):
+        y = step(x, y)
+    exponent = exponential(float_multiply(x, np.float32(-2.0 / cap)))
+    half = reciprocal(float_add(exponent, np.float32(1)))
+    expected = float_add(float_multiply(half, np.float32(2 * cap)), np.float32(-cap))
+    np.testing.assert_array_equal(y.view(np.uint32), expected.view(np.uint32))
+    assert np.abs(y - cap * np.tanh(x.astype(np.float64) / cap)).max() <= 1e-6 * cap

@@ -47,7 +47,7 @@ def built(steps: list[Step]) -> list[Command]:
     builder = ListBuilder(NANO, caches=16)
     for step in steps:
         builder.add(step.command, reads=step.reads, writes=step.writes)
-    return list(builder.finish())
+    return list(builder.finish().commands)
 
 
 # ---- What has happened before what, by the rules of the accelerator -----------------------------------------
@@ -254,6 +254,18 @@ def test_activations_are_free_when_they_have_been_read() -> None:
     assert isinstance(product, Gemm)
     assert product.read_signal == quantize.wait != 0
     assert product.signal == store.wait != 0
+
+
+def test_labels_say_what_a_command_belongs_to() -> None:
+    builder = ListBuilder(NANO, caches=0)
+    builder.add(VECTOR)
+    for label in ("layer 0 attention", "layer 0 MLP"):
+        builder.label = label
+        builder.add(VECTOR)
+        builder.add(STORE)
+    commands, labels = builder.finish()
+    assert len(commands) == len(labels)
+    assert labels == ("", "layer 0 attention", "layer 0 attention", "layer 0 MLP", "layer 0 MLP", "end")
 
 
 # ---- Random lists -------------------------------------------------------------------------------------------

@@ -50,15 +50,14 @@ def test_what_can_be_offloaded() -> None:
     assert "Subclass" in (unsupported_reason(model["d"]) or "")
 
 
-@pytest.mark.parametrize(("length", "fits"), [(1, True), (MAX_REDUCTION, True), (MAX_REDUCTION + 1, False)])
-def test_lengths_that_can_be_offloaded(length: int, fits: bool) -> None:
-    reason = unsupported_reason(nn.Linear(length, 2, device="meta"))
-    assert reason is None if fits else reason is not None and str(length) in reason
+@pytest.mark.parametrize("length", [1, MAX_REDUCTION, MAX_REDUCTION + 1, 40000])
+def test_lengths_that_can_be_offloaded(length: int) -> None:
+    assert unsupported_reason(nn.Linear(length, 2, device="meta")) is None
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_layers_without_elements() -> None:
-    assert unsupported_reason(nn.Linear(4, 0)) == "has no outputs"
+    assert unsupported_reason(nn.Linear(4, 0)) is not None
     assert unsupported_reason(nn.Linear(0, 4)) is not None
 
 
@@ -200,7 +199,7 @@ def test_results_are_handed_out_once() -> None:
     assert executor.products == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_inputs_of_every_shape_and_float(dtype: torch.dtype) -> None:
     (layer,), _ = group((True,))
     x = inputs(2, 3, 40).to(dtype)
@@ -215,8 +214,8 @@ def test_wrong_inputs_are_named() -> None:
     layers, _ = group((True, False))
     with pytest.raises(InputError, match=r"^module 'layer 0 \+ layer 1': .* must be 40, not \[2, 39\]"):
         layers[0](inputs(2, 39))
-    with pytest.raises(InputError, match=r"^module 'layer 0 \+ layer 1': .* not torch\.float64"):
-        layers[0](inputs(2, 40).double())
+    with pytest.raises(InputError, match=r"^module 'layer 0 \+ layer 1': .* not torch\.int64"):
+        layers[0](inputs(2, 40).long())
     x = inputs(2, 40)
     x[1, 7] = torch.nan
     with pytest.raises(FormatError, match=r"^module 'layer 0 \+ layer 1': activations: .* \[1, 7\] is nan"):

@@ -128,7 +128,7 @@ def chain(builder: ListBuilder, commands: int) -> list[Command]:
             reads=[span],
             writes=[Span(Space.VECTOR, 64, 68)],
         )
-    return list(builder.finish())
+    return list(builder.finish().commands)
 
 
 def test_semaphores_cannot_overflow() -> None:
@@ -159,7 +159,7 @@ def test_what_is_known_to_have_begun_is_taken(known: int) -> None:
                 reads=[rows],
                 writes=[result],
             )
-        return list(builder.finish())
+        return list(builder.finish().commands)
 
     assert build(known)
     with pytest.raises(InputError, match=r"^list: semaphore 0 must count to 15 at most"):
