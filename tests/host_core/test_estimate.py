@@ -27,6 +27,7 @@ from lepton_hw.commands import (
     Append,
     AppendFlag,
     End,
+    Fetch,
     Gemm,
     GemmFlag,
     Load,
@@ -310,6 +311,24 @@ def test_stores_wait_for_responses() -> None:
         cycles[rows] = execute(SIM, [store, End()], Memory(write_latency=1000)).cycles
     assert cycles[8] < 1300 < 2000 < cycles[9]
     assert cycles[16] < 2300 < 3000 < cycles[17]
+
+
+def test_fetched_words_take_cycles_of_the_vector_unit() -> None:
+    """A word that another unit writes costs a cycle; less where the vector unit has cycles in which it only reads."""
+
+    def done(words: int, step: Step, flags: VectorFlag) -> int:
+        vector = Vector(words=4096, a_start=0, step=step, flags=flags | VectorFlag.WRITE)
+        return execute(SIM, [Fetch(words=words, target=16384, source=Address(0, 0)), vector, End()], Memory()).done[1]
+
+    cases = (
+        (Step.A, VectorFlag.B_VALUE | VectorFlag.C_VALUE),
+        (Step.A | Step.B, VectorFlag.C_VALUE),
+        (Step.A | Step.B | Step.C, VectorFlag.NONE),
+    )
+    one, two, three = (done(512, *case) - done(1, *case) for case in cases)
+    # The vector command begins when some of the words have come.
+    assert 400 < one < 512
+    assert (two, three) == (pytest.approx(one * 2 / 3, abs=1), pytest.approx(one / 2, abs=1))
 
 
 def test_rows_wait_for_room_for_their_results() -> None:
