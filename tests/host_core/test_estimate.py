@@ -27,6 +27,7 @@ from lepton_hw.commands import (
     Append,
     AppendFlag,
     End,
+    Fetch,
     Gemm,
     GemmFlag,
     Load,
@@ -312,10 +313,28 @@ def test_stores_wait_for_responses() -> None:
     assert cycles[16] < 2300 < 3000 < cycles[17]
 
 
+def test_fetched_words_take_cycles_of_the_vector_unit() -> None:
+    """A word that another unit writes costs a cycle; less where the vector unit has cycles in which it only reads."""
+
+    def done(words: int, step: Step, flags: VectorFlag) -> int:
+        vector = Vector(words=4096, a_start=0, step=step, flags=flags | VectorFlag.WRITE)
+        return execute(SIM, [Fetch(words=words, target=16384, source=Address(0, 0)), vector, End()], Memory()).done[1]
+
+    cases = (
+        (Step.A, VectorFlag.B_VALUE | VectorFlag.C_VALUE),
+        (Step.A | Step.B, VectorFlag.C_VALUE),
+        (Step.A | Step.B | Step.C, VectorFlag.NONE),
+    )
+    one, two, three = (done(512, *case) - done(1, *case) for case in cases)
+    # The vector command begins when some of the words have come.
+    assert 400 < one < 512
+    assert (two, three) == (pytest.approx(one * 2 / 3, abs=1), pytest.approx(one / 2, abs=1))
+
+
 def test_rows_wait_for_room_for_their_results() -> None:
     """The build has room for 64 results, of which the output stage takes one in four cycles."""
     gemm = Gemm(
-        rows=64,
+        rows=48,
         words=1,
         activation=0,
         row=0,
@@ -326,10 +345,13 @@ def test_rows_wait_for_room_for_their_results() -> None:
     )
     run = execute(NANO, [gemm, End()], Memory())
     ends = [end for end, _ in run.tiles]
-    assert run.array_busy == 4 * 64
-    # The first row of a block enters when the first result before it is taken, the last one four cycles a row later.
-    assert [b - a for a, b in pairwise(ends[1:])] == [4 * 64, 4 * 64]
-    assert 4 * 64 * 4 < run.cycles < 4 * 64 * 4 + 200
+    assert run.array_busy == 4 * 48
+    assert ends[3] - ends[2] == 4 * 48
+    # The last row of the third block is the 144th: it enters when the 80th result is taken, with 16 of the second
+    # block left, four cycles each. The last of them is written 7 cycles after it has left the output stage.
+    written = run.writes[1][0]
+    taken = written - 7 - (timing.RESULT + 2 + timing.SCALE_LANE) - 4 * 16
+    assert ends[2] == taken + 1
 
 
 def test_a_token_is_the_sum_of_its_parts(tmp_path: Path) -> None:
