@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lepton.devices.base import Counters
 from lepton.devices.emulator import Emulator
 from lepton_hw.commands import (
     Address,
@@ -28,6 +28,7 @@ from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
 from lepton_hw.layout import pack_activations
 from lepton_hw.numerics import SCALE_OF_ABSMAX, quantize_rows
+from lepton_hw.registers import COUNTERS
 from lepton_rtl.top.deadlock import DEADLOCK_CYCLES
 from lepton_sim.device import ZERO_WAIT, MemoryTiming
 from lepton_sim.programs import Program
@@ -136,11 +137,11 @@ def test_a_long_wait_is_no_deadlock(machine_of: Callable, what: str) -> None:
     assert machine.counters().cycles > DEADLOCK_CYCLES
 
 
-def stalls(machine, timing: MemoryTiming, *commands: Command) -> Counters:
+def stalls(machine, timing: MemoryTiming, *commands: Command) -> SimpleNamespace:
     """The counters of a list."""
     machine.core.set_timing(timing)
     machine.check(program(machine, *commands))
-    return machine.counters()
+    return SimpleNamespace(**{name.lower(): machine.get(name) for name in COUNTERS})
 
 
 def test_stalls_are_counted_where_they_are_caused(machine_of: Callable) -> None:
