@@ -86,6 +86,9 @@ GRANITE: dict[str, Any] = {
 }
 
 
+WIDE: dict[str, Any] = {"intermediate_size": 16384 + 64, "num_hidden_layers": 1}
+"""An MLP over whose width no accumulator can sum."""
+
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
     "one-key-head": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 1})),
@@ -113,6 +116,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 def build(kind: str) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(3)
+        if kind == "wide":
+            return LlamaForCausalLM(LlamaConfig(**SMALL | WIDE)).eval()
         return MODELS[kind]().eval()
 
 
@@ -254,3 +259,31 @@ def test_what_does_not_fit_runs_linear_by_linear() -> None:
         assert report.summary.endswith("; Linear by Linear, since MLP width 200 is not a multiple of 16")
         assert report.to_dict()["unsupported_reason"] == "MLP width 200 is not a multiple of 16"
         assert loaded.generate(ids(1, 5), 3, do_sample=False).shape[1] <= 8
+
+
+def test_what_a_device_does_is_not_done_by_modules_inside(load: Callable[..., lai.LeptonModel]) -> None:
+    model: Any = load("llama", "emulator").module
+    for inside in ("model", "model.layers.0", "model.layers.1.mlp.down_proj", "model.norm", "lm_head"):
+        with pytest.raises(InputError, match=f"^module '{inside}': .* is called by itself"):
+            model.get_submodule(inside)(ids(1, 4))
+    assert model.get_input_embeddings()(ids(1, 4)).shape == (1, 4, 64)
+
+
+def test_reductions_longer_than_an_accumulator_takes(load: Callable[..., lai.LeptonModel]) -> None:
+    exact = build("wide")(input_ids=ids(1, 7)).logits
+    found = []
+    for device in ("reference", "emulator"):
+        model = load("wide", device, context=64, sequences=1)
+        assert model.explain().unsupported_reason == ""
+        found.append(model.forward(input_ids=ids(1, 7)).logits)
+    assert torch.equal(*found)
+    assert torch.corrcoef(torch.stack([found[0].flatten(), exact.flatten()]))[0, 1] > 0.999
+
+
+def test_contexts(load: Callable[..., lai.LeptonModel]) -> None:
+    """A context is what was asked for, or refused where positions are learned."""
+    asked = load("llama", "emulator", context=1000).offloaded
+    assert asked is not None
+    assert asked.engine.context == 1000
+    with pytest.raises(InputError, match=r"^context: must be at most 400, .* not 401"):
+        load("gpt2", "emulator", context=401)

@@ -33,8 +33,6 @@ class Recognized:
     """Embedded tokens [..., hidden] and positions [...] to hidden states before the first layer."""
     angles: Callable[[Tensor], tuple[F32, F32]]
     """Positions [T] of a call to cosines and sines [T, angles], or [T, 0] if nothing is rotated."""
-    layers: nn.ModuleList
-    """The layers, which run on the device."""
     modules: frozenset[str]
     """Names of the modules that run on the device."""
     attentions: frozenset[str]
@@ -84,7 +82,6 @@ def _quantized(model: nn.Module, description: Description) -> Recognized:
         tokens=description.tokens,
         place=description.place,
         angles=angles,
-        layers=description.layers,
         modules=quantizer.names(on_device),
         attentions=quantizer.names(description.attentions),
         linears=quantizer.linears,

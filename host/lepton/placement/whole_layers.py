@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lepton.compiler.layout import Layout, chunks_of, unsupported_reason
-from lepton.errors import UnsupportedModel
+from lepton.errors import InputError, UnsupportedModel
 from lepton.frontend.recognize import Recognized, recognize
 from lepton.placement.cost import CostModel
 from lepton.placement.linear_by_linear import check_strict
@@ -66,7 +66,8 @@ def offload_layers(model: nn.Module, executor: Executor, options: OffloadOptions
             replacements[module] = layer = quantize(name, module)
             place([name], [layer], executor)
     replace(model, replacements)
-    for name, module in _passed_by(recognized.model, {*recognized.layers.modules(), *replacements.values()}).items():
+    on_device = {model.get_submodule(name) for name in recognized.modules}
+    for name, module in _passed_by(recognized.model, on_device).items():
         vars(module)["forward"] = OnDevice(name)
     forward = DecoderForward if recognized.spec.causal else EncoderForward
     vars(recognized.model)["forward"] = forward(recognized, engine)
@@ -86,18 +87,23 @@ def _engine(recognized: Recognized, executor: Executor, options: OffloadOptions)
     """What runs the layers."""
     spec, config, lists = recognized.spec, executor.config, options.lists
     positions = getattr(recognized.model.config.get_text_config(), "max_position_embeddings", None) or MAX_CONTEXT
+    if options.context is not None and options.context > positions and not spec.rotary_dim:
+        raise InputError(
+            f"context: must be at most {positions}, the positions that the model has learned, not {options.context}; "
+            f"ask for a shorter one"
+        )
     device, timeout = (
         (executor.device, executor.timeout) if isinstance(executor, DeviceExecutor) else (None, DEFAULT_TIMEOUT)
     )
     if not spec.causal:
-        context = min(options.context or MAX_CONTEXT, positions)
+        context = options.context or min(MAX_CONTEXT, positions)
         if device is None:
             return ReferenceEncoder(spec, context=context)
         return EncoderEngine(device, spec, context=context, timeout=timeout)
     wanted, sequences = options.context, options.sequences
     if lists and lists.fit(config, spec):
         wanted, sequences = wanted or lists.context, sequences or lists.slots
-    context = min(wanted or DEFAULT_CONTEXT, positions)
+    context = wanted or min(DEFAULT_CONTEXT, positions)
     if device is None:
         return ReferenceEngine(spec, context=context, slots=sequences or MAX_SEQUENCES)
     free = device.free_bytes
