@@ -10,7 +10,7 @@ import numpy as np
 
 from lepton.devices import open_device
 from lepton.devices.base import Buffer, Device
-from lepton_hw.commands import Address, End, Gemm, GemmFlag, Load, disassemble, encode_list
+from lepton_hw.commands import Address, End, Gemm, GemmFlag, Load, disassemble, serialize_list
 from lepton_hw.config import get_config
 from lepton_hw.layout import output_bytes, pack_activations, pack_weights, unpack_output, words_of
 from lepton_hw.numerics import linear, quantize_rows, quantize_weights
@@ -50,7 +50,7 @@ def main() -> None:
         ),
         End(),
     ]
-    encoded = encode_list(commands)
+    encoded = serialize_list(commands)
     print(disassemble(encoded))
 
     with open_device("emulator", config, memory_bytes=1 << 20) as device:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton.devices.rtl import open_rtl
-from lepton_hw.commands import Address, End, Gemm, GemmFlag, Load, encode_list
+from lepton_hw.commands import Address, End, Gemm, GemmFlag, Load, serialize_list
 from lepton_hw.config import get_config
 from lepton_hw.layout import output_bytes, pack_activations, pack_weights, unpack_output, words_of
 from lepton_hw.numerics import linear, quantize_rows, quantize_weights
@@ -47,7 +47,7 @@ def main() -> None:
         pack_weights(config, weights.q, weights.scale),
         pack_activations(config, quantize_rows(x)),
         np.zeros(output_bytes(config, M, N), np.uint8),
-        np.frombuffer(encode_list(commands), np.uint8),
+        np.frombuffer(serialize_list(commands), np.uint8),
     )
     timing = MemoryTiming.latency(20)
     with open_rtl(config, memory_bytes=1 << 20, timing=timing, trace=Trace(waveform)) as device:

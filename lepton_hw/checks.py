@@ -13,7 +13,7 @@ from .commands import (
     Quantize,
     Vector,
     check,
-    decode,
+    deserialize,
 )
 from .config import ATTENTION_CHUNK, HardwareConfig
 from .errors import CommandError, ErrorCode
@@ -59,7 +59,7 @@ def command_error(
     if data[0] not in tuple(Opcode):
         return ErrorCode.OPCODE
     try:
-        command = decode(data)
+        command = deserialize(data)
     except CommandError:
         return ErrorCode.FIELD
     case = Case(config, command, bases, contexts)

@@ -529,7 +529,7 @@ def _fold(words: Iterable[int]) -> int:
     return result
 
 
-def encode(command: Command) -> bytes:
+def serialize(command: Command) -> bytes:
     """The 64 bytes of a command. Raises :class:`CommandError` if a field does not fit."""
     bits = 0
     for field in FIELDS[command.opcode]:
@@ -545,11 +545,11 @@ def encode(command: Command) -> bytes:
     return struct.pack("<16I", *words[:-1], _fold(words[:-1]) ^ CHECK)
 
 
-def encode_list(commands: Sequence[Command]) -> bytes:
+def serialize_list(commands: Sequence[Command]) -> bytes:
     """The bytes of a command list. Raises :class:`CommandError` unless it ends with its only END."""
     if not commands or not isinstance(commands[-1], End) or any(isinstance(c, End) for c in commands[:-1]):
         raise CommandError("command list: must end with its only END; append End()")
-    return b"".join(encode(command) for command in commands)
+    return b"".join(serialize(command) for command in commands)
 
 
 def check(data: bytes) -> bool:
@@ -557,7 +557,7 @@ def check(data: bytes) -> bool:
     return _fold(struct.unpack("<16I", data)) == CHECK
 
 
-def decode(data: bytes) -> Command:
+def deserialize(data: bytes) -> Command:
     """The command in 64 bytes.
 
     Raises :class:`CommandError` for a wrong length, check word or opcode, or bits outside the fields.
@@ -580,14 +580,14 @@ def decode(data: bytes) -> Command:
             if value >> OFFSET_BITS & 0xFF or value >> 56 >= BASES:
                 raise CommandError(
                     f"{opcode.name}: {field.name} must have a base below {BASES} and a {OFFSET_BITS}-bit offset, "
-                    f"not 0x{value:x}; encode it with Address"
+                    f"not 0x{value:x}; serialize it with Address"
                 )
             values[field.name] = Address.from_bits(value)
         else:
             values[field.name] = value
         bits &= ~(((1 << field.width) - 1) << field.low)
     if bits & ((1 << CHECK_FIELD.low) - 1):
-        raise CommandError(f"{opcode.name}: bits outside the fields must be zero; encode it with this release")
+        raise CommandError(f"{opcode.name}: bits outside the fields must be zero; serialize it with this release")
     del values["opcode"]
     if opcode is Opcode.CONTEXT:
         numbers = {name: value for name, value in values.items() if isinstance(value, int)}
@@ -596,7 +596,7 @@ def decode(data: bytes) -> Command:
         if not 1 <= count <= CONTEXTS_PER_COMMAND or any(tokens[count:]):
             raise CommandError(
                 f"CONTEXT: count must be 1 to {CONTEXTS_PER_COMMAND} and tokens beyond it zero, not {count}, {tokens}; "
-                f"encode it with this release"
+                f"serialize it with this release"
             )
         return Context(**numbers, tokens=tuple(tokens[:count]))
     return COMMANDS[opcode](**values)  # type: ignore[arg-type]
@@ -607,7 +607,7 @@ def disassemble(data: bytes) -> str:
     lines = []
     for index in range(0, len(data), COMMAND_BYTES):
         try:
-            command = decode(data[index : index + COMMAND_BYTES])
+            command = deserialize(data[index : index + COMMAND_BYTES])
         except CommandError as error:
             lines.append(f"{index // COMMAND_BYTES:4}  ??    {error}")
             continue

@@ -1,7 +1,7 @@
 """The rules that a valid command keeps, in one table: what emulator and hardware check, and what the reference lists.
 
 That bits outside the fields are zero, and addresses well formed, is no rule of a command but of its encoding: see
-:func:`lepton_hw.commands.decode`.
+:func:`lepton_hw.commands.deserialize`.
 """
 
 from collections.abc import Callable, Sequence

@@ -28,7 +28,7 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode_list,
+    serialize_list,
 )
 from lepton_hw.config import ATTENTION_CHUNK, GROUP_WORDS, HardwareConfig
 from lepton_hw.layout import (
@@ -246,7 +246,7 @@ def random_program(
             for j in range(count):
                 generator.gemm(bank, first=j == 0, last=j == count - 1)
     generator.commands.append(End())
-    encoded = np.frombuffer(encode_list(generator.commands), np.uint8)
+    encoded = np.frombuffer(serialize_list(generator.commands), np.uint8)
     address = generator.put(encoded).address
     return Program(generator.memory, address, generator.commands, generator.bases)
 
@@ -650,6 +650,6 @@ def random_vector_program(
             generator.store()
     generator.store_all()
     generator.commands.append(End())
-    encoded = np.frombuffer(encode_list(generator.commands), np.uint8)
+    encoded = np.frombuffer(serialize_list(generator.commands), np.uint8)
     address = generator.put(encoded).address
     return Program(generator.memory, address, generator.commands, generator.bases)

@@ -25,7 +25,7 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode,
+    serialize,
 )
 from lepton_hw.config import CONFIGS
 from lepton_hw.errors import ErrorCode
@@ -206,13 +206,13 @@ def described(case: tuple[Command, dict[str, Any]]) -> str:
 @pytest.mark.parametrize("case", VALID, ids=described)
 def test_valid(case: tuple[Command, dict[str, Any]]) -> None:
     command, changes = case
-    assert command_error(NANO, encode(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.NONE
+    assert command_error(NANO, serialize(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.NONE
 
 
 @pytest.mark.parametrize("case", INVALID, ids=described)
 def test_field_error(case: tuple[Command, dict[str, Any]]) -> None:
     command, changes = case
-    assert command_error(NANO, encode(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.FIELD
+    assert command_error(NANO, serialize(replace(command, **changes)), BASES, CONTEXTS) is ErrorCode.FIELD
 
 
 UNBREAKABLE = {"`count` is at least 1", "`count` is at most 24", "`tokens_i` is zero from i = `count` on"}
@@ -242,7 +242,7 @@ def test_texts_of_rules_name_what_they_are_about() -> None:
 
 def with_word(command: Command, word: int, value: int) -> bytes:
     """The command with one word replaced and the check word made right again."""
-    words = list(struct.unpack("<16I", encode(command)))
+    words = list(struct.unpack("<16I", serialize(command)))
     words[15] ^= words[word] ^ value
     words[word] = value
     return struct.pack("<16I", *words)
@@ -255,7 +255,7 @@ def test_bits_outside_the_fields_are_a_field_error() -> None:
 
 @pytest.mark.parametrize("count", [0, 2, 25])
 def test_count_of_context_registers(count: int) -> None:
-    shape = struct.unpack("<16I", encode(CONTEXT))[1] & ~0xFF00
+    shape = struct.unpack("<16I", serialize(CONTEXT))[1] & ~0xFF00
     assert command_error(NANO, with_word(CONTEXT, 1, shape | count << 8), BASES) is ErrorCode.FIELD
     assert command_error(NANO, with_word(CONTEXT, 1, shape | 24 << 8), BASES) is ErrorCode.NONE
 
@@ -301,14 +301,14 @@ def test_check_error_comes_first() -> None:
 
 def test_alignment_is_that_of_the_sum() -> None:
     bases = [4, *BASES[1:]]
-    assert command_error(NANO, encode(replace(LOAD, source=Address(0, 0x44))), bases) is ErrorCode.NONE
-    assert command_error(NANO, encode(replace(LOAD, source=Address(0, 0x40))), bases) is ErrorCode.FIELD
+    assert command_error(NANO, serialize(replace(LOAD, source=Address(0, 0x44))), bases) is ErrorCode.NONE
+    assert command_error(NANO, serialize(replace(LOAD, source=Address(0, 0x40))), bases) is ErrorCode.FIELD
 
 
 def test_beat_alignment_follows_the_array_size() -> None:
     load = replace(LOAD, source=Address(0, 8))
-    assert command_error(NANO, encode(load), BASES) is ErrorCode.NONE
-    assert command_error(CONFIGS["sim"], encode(load), BASES) is ErrorCode.FIELD
+    assert command_error(NANO, serialize(load), BASES) is ErrorCode.NONE
+    assert command_error(CONFIGS["sim"], serialize(load), BASES) is ErrorCode.FIELD
 
 
 def test_addresses_wrap_at_the_address_width() -> None:

@@ -34,10 +34,10 @@ from lepton_hw.commands import (
     Vector,
     VectorFlag,
     check,
-    decode,
+    deserialize,
     disassemble,
-    encode,
-    encode_list,
+    serialize,
+    serialize_list,
 )
 from lepton_hw.errors import CommandError
 
@@ -291,30 +291,30 @@ def sealed(words: list[int]) -> bytes:
 )
 def test_literal_words(command: Command, words: list[int]) -> None:
     data = sealed(words)
-    assert encode(command) == data
-    assert decode(data) == command
+    assert serialize(command) == data
+    assert deserialize(data) == command
 
 
 def test_check_word() -> None:
-    assert encode(End())[-4:] == struct.pack("<I", 0x4E54504D)
+    assert serialize(End())[-4:] == struct.pack("<I", 0x4E54504D)
 
 
 @given(any_command)
 def test_decode_inverts_encode(command: Command) -> None:
-    data = encode(command)
+    data = serialize(command)
     assert len(data) == COMMAND_BYTES
     assert check(data)
-    assert decode(data) == command
+    assert deserialize(data) == command
 
 
 @pytest.mark.parametrize("command", EVERY, ids=[command.opcode.name for command in EVERY])
 def test_every_flipped_bit_is_refused(command: Command) -> None:
-    data = int.from_bytes(encode(command), "little")
+    data = int.from_bytes(serialize(command), "little")
     for bit in range(8 * COMMAND_BYTES):
         damaged = (data ^ 1 << bit).to_bytes(COMMAND_BYTES, "little")
         assert not check(damaged)
         with pytest.raises(CommandError, match="the list is damaged"):
-            decode(damaged)
+            deserialize(damaged)
 
 
 @pytest.mark.parametrize("byte", [0x00, 0xFF])
@@ -334,13 +334,13 @@ def test_fields_do_not_overlap_each_other_or_the_check_word(opcode: Opcode) -> N
 @pytest.mark.parametrize("opcode", [0, 10, 255])
 def test_unknown_opcode(opcode: int) -> None:
     with pytest.raises(CommandError, match=names("command: opcode", opcode)):
-        decode(sealed([opcode, *[0] * 14]))
+        deserialize(sealed([opcode, *[0] * 14]))
 
 
 @pytest.mark.parametrize("length", [0, 63, 65, 128])
 def test_wrong_length(length: int) -> None:
     with pytest.raises(CommandError, match=names("command", length)):
-        decode(bytes(length))
+        deserialize(bytes(length))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_bits_outside_the_fields(words: list[int], name: str, word: int) -> None
     changed = list(words)
     changed[word] |= 1 << 31
     with pytest.raises(CommandError, match=names(f"{name}: bits outside the fields")):
-        decode(sealed(changed))
+        deserialize(sealed(changed))
 
 
 @pytest.mark.parametrize(("high", "shown"), [(0x08000012, "0x8000012345678a0"), (0x03010012, "0x3010012345678a0")])
@@ -358,7 +358,7 @@ def test_address_bits_out_of_range(high: int, shown: str) -> None:
     changed = list(LOAD_WORDS)
     changed[5] = high
     with pytest.raises(CommandError, match=names("LOAD: source", shown)):
-        decode(sealed(changed))
+        deserialize(sealed(changed))
 
 
 def test_every_spare_bit_of_an_address_is_refused() -> None:
@@ -366,12 +366,12 @@ def test_every_spare_bit_of_an_address_is_refused() -> None:
     for bit in range(64):
         words = [*LOAD_WORDS[:4], (1 << bit) & 0xFFFFFFFF, 1 << bit >> 32, *[0] * 9]
         if bit < 48 or 56 <= bit < 59:
-            command = decode(sealed(words))
+            command = deserialize(sealed(words))
             assert isinstance(command, Load)
             assert command.source == (Address(0, 1 << bit) if bit < 48 else Address(1 << bit - 56, 0))
         else:
             with pytest.raises(CommandError, match=names("LOAD: source", f"0x{1 << bit:x}")):
-                decode(sealed(words))
+                deserialize(sealed(words))
 
 
 @pytest.mark.parametrize(
@@ -396,23 +396,23 @@ def test_address_bits_invert(address: Address) -> None:
 @pytest.mark.parametrize(("rows", "shown"), [(-1, "-1"), (65536, "65536")])
 def test_field_that_does_not_fit(rows: int, shown: str) -> None:
     with pytest.raises(CommandError, match=names("LOAD: rows", shown)):
-        encode(Load(rows=rows, words=1, activation=0, row=0, source=Address(0, 0)))
+        serialize(Load(rows=rows, words=1, activation=0, row=0, source=Address(0, 0)))
 
 
 def test_list_is_the_commands_in_order() -> None:
-    assert encode_list([LOAD, GEMM, End()]) == encode(LOAD) + encode(GEMM) + encode(End())
+    assert serialize_list([LOAD, GEMM, End()]) == serialize(LOAD) + serialize(GEMM) + serialize(End())
 
 
 @pytest.mark.parametrize("commands", [[], [LOAD], [End(), End()], [End(), LOAD]])
 def test_list_must_end_with_its_only_end(commands: list[Command]) -> None:
     with pytest.raises(CommandError, match=names("command list: must end with its only END")):
-        encode_list(commands)
+        serialize_list(commands)
 
 
 def test_disassembly() -> None:
-    damaged = bytearray(encode(LOAD))
+    damaged = bytearray(serialize(LOAD))
     damaged[20] ^= 1
-    assert disassemble(encode(LOAD) + encode(GEMM) + bytes(damaged) + encode(End())).splitlines() == [
+    assert disassemble(serialize(LOAD) + serialize(GEMM) + bytes(damaged) + serialize(End())).splitlines() == [
         "   0  LOAD     wait=129 signal=2 rows=16 words=36 activation=288 row=512 source=b3+0x12345678a0",
         "   1  GEMM     flags=3 wait=1 signal=2 rows=16 words=36 activation=288 row=512 blocks=96 stream_wait=4 "
         "read_signal=8 weights=b1+0x800000000010 output=b7+0x40 pitch=48 context=63 stride=65572 target=4660 "
@@ -433,7 +433,7 @@ def parsed(text: str) -> int:
 @given(st.lists(any_command, min_size=1, max_size=4))
 def test_disassembly_says_everything(commands: list[Command]) -> None:
     """From its text a command can be put together again."""
-    lines = disassemble(b"".join(map(encode, commands))).splitlines()
+    lines = disassemble(b"".join(map(serialize, commands))).splitlines()
     for index, (line, command) in enumerate(zip(lines, commands, strict=True)):
         number, name, *parts = line.split()
         assert (int(number), name) == (index, command.opcode.name)
@@ -443,7 +443,7 @@ def test_disassembly_says_everything(commands: list[Command]) -> None:
             if field.name != "opcode":
                 bits |= parsed(values.pop(field.name, "0")) << field.low
         assert not values
-        assert bits.to_bytes(COMMAND_BYTES, "little")[:-4] == encode(command)[:-4]
+        assert bits.to_bytes(COMMAND_BYTES, "little")[:-4] == serialize(command)[:-4]
 
 
 @pytest.mark.parametrize("count", [0, 25])
@@ -457,4 +457,4 @@ def test_context_count_that_does_not_match(count: int) -> None:
     changed = list(CONTEXT_WORDS)
     changed[1] = count << 8 | 8
     with pytest.raises(CommandError, match=names("CONTEXT: count", f"{count}, {[1, 2, 0x4000, *[0] * 21]}")):
-        decode(sealed(changed))
+        deserialize(sealed(changed))

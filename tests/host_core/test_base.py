@@ -21,7 +21,7 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode_list,
+    serialize_list,
 )
 from lepton_hw.config import PAGE_BYTES, get_config
 from lepton_hw.errors import ErrorCode
@@ -151,7 +151,7 @@ def test_all_of_the_memory_can_be_used(device):
     device.free(buffer)
     first, last = device.allocate(size - PAGE_BYTES), device.allocate(PAGE_BYTES)
     commands = [Context(first=0, tokens=(1,))] * (PAGE_BYTES // COMMAND_BYTES - 1)
-    device.write(last, np.frombuffer(encode_list([*commands, End()]), np.uint8))
+    device.write(last, np.frombuffer(serialize_list([*commands, End()]), np.uint8))
     device.run(last, len(commands) + 1)
     assert (device.read(first) == data[: first.nbytes]).all()
 
@@ -214,7 +214,7 @@ def test_a_closed_device_is_refused(device):
 def put(device, *commands):
     """A list in device memory."""
     buffer = device.allocate(COMMAND_BYTES * len(commands))
-    device.write(buffer, np.frombuffer(encode_list(commands), np.uint8))
+    device.write(buffer, np.frombuffer(serialize_list(commands), np.uint8))
     return buffer
 
 

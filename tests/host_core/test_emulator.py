@@ -23,9 +23,9 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    decode,
-    encode,
-    encode_list,
+    deserialize,
+    serialize,
+    serialize_list,
 )
 from lepton_hw.config import CONFIGS, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -78,7 +78,7 @@ def test_gemm_is_the_arithmetic(name, flags, shape):
             Gemm(**common, blocks=blocks, weights=Address(2, 0), output=Address(7, 0), flags=flags, wait=4),
             End(),
         ]
-        device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+        device.write(program, np.frombuffer(serialize_list(commands), np.uint8))
         bases = (0, activations.address, weights.address, 0, 0, 0, 0, results.address)
         device.run(program, 3, bases)
         y = unpack_output(config, device.read(results), rows, columns, scaled=scale is not None)
@@ -116,7 +116,7 @@ class PlainMachine:
             encoded = data[index * COMMAND_BYTES : (index + 1) * COMMAND_BYTES]
             if error := command_error(self.config, encoded, bases):
                 return error, index
-            command = decode(encoded)
+            command = deserialize(encoded)
             if isinstance(command, End):
                 return ErrorCode.NONE, 0
             if error := self.step(command, bases, semaphores):
@@ -227,7 +227,7 @@ def random_list(rng, config: HardwareConfig, memory_bytes: int, bases):
             )
             given += [s for s in (command.signal, command.read_signal) if s]
         commands.append(command)
-    data = bytearray(encode_list([*commands, End()]))
+    data = bytearray(serialize_list([*commands, End()]))
     if rng.random() < 0.1:
         data = data[:-COMMAND_BYTES]
     if rng.random() < 0.1:
@@ -280,7 +280,7 @@ def test_absmax_sum_wraps(rows):
     memory[1 << 19 : (1 << 19) + words * config.array_size**2] = 0x80
     common = {"rows": rows, "words": words, "activation": 0, "row": 0}
     gemm = Gemm(**common, blocks=1, weights=Address(0, 1 << 19), output=Address(0, 15 << 17))
-    data = encode_list([Load(**common, source=Address(0, 0)), gemm, End()])
+    data = serialize_list([Load(**common, source=Address(0, 0)), gemm, End()])
     memory[-len(data) :] = np.frombuffer(data, np.uint8)
     base = emulator.memory_base
     assert emulator.execute(base + memory.size - len(data), 3, (base,) * 8) == (ErrorCode.NONE, 0)
@@ -306,7 +306,7 @@ def test_row_longer_than_the_vector_memory():
         flags=VectorFlag.B_VALUE | VectorFlag.C_VALUE,
     )
     store = Store(words=1, a_start=1, output=Address(0, 1 << 12))
-    data = encode_list([Fetch(words=1, target=0, source=Address(0, 0)), total, store, End()])
+    data = serialize_list([Fetch(words=1, target=0, source=Address(0, 0)), total, store, End()])
     memory[-len(data) :] = np.frombuffer(data, np.uint8)
     emulator = Emulator(config, memory)
     base = emulator.memory_base
@@ -331,17 +331,17 @@ GEMM = Gemm(
 
 
 def broken(command, **fields) -> bytes:
-    return encode(replace(command, **fields))
+    return serialize(replace(command, **fields))
 
 
 def damaged(command) -> bytes:
-    data = bytearray(encode(command))
+    data = bytearray(serialize(command))
     data[17] ^= 4
     return bytes(data)
 
 
 def other_opcode() -> bytes:
-    data = bytearray(encode(LOAD))
+    data = bytearray(serialize(LOAD))
     data[0] ^= 64
     data[60] ^= 64
     return bytes(data)
@@ -374,21 +374,21 @@ def run(commands: list[bytes]) -> None:
 
 
 def test_a_good_list_runs():
-    run([encode(LOAD), encode(GEMM), encode(End())])
+    run([serialize(LOAD), serialize(GEMM), serialize(End())])
 
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_error_names_code_and_command(case):
     data, code = ERRORS[case]
     with pytest.raises(DeviceError) as caught:
-        run([encode(LOAD), data, encode(End())])
+        run([serialize(LOAD), data, serialize(End())])
     assert (caught.value.code, caught.value.index) == (code, 1)
     assert f"but command 1 ({caught.value.command}) met {code.name}: " in str(caught.value)
 
 
 def test_error_text():
     with pytest.raises(DeviceError) as caught:
-        run([encode(LOAD), broken(GEMM, weights=OUT), encode(End())])
+        run([serialize(LOAD), broken(GEMM, weights=OUT), serialize(End())])
     assert str(caught.value) == (
         "device 'emulator': every command must be valid, but command 1 (GEMM flags=1 wait=1 rows=2 words=3 blocks=2 "
         "weights=b0+0x3ff8 output=b0+0x3000) met WINDOW: an access would leave the device memory; check base registers "
@@ -398,18 +398,18 @@ def test_error_text():
 
 def test_list_without_end():
     with pytest.raises(DeviceError, match=r"but command 2 \(behind the last one\) met NO_END: .*; append End\(\)"):
-        run([encode(LOAD), encode(GEMM)])
+        run([serialize(LOAD), serialize(GEMM)])
 
 
 def test_semaphore_overflow():
-    run([encode(LOAD)] * 15 + [encode(End())])
+    run([serialize(LOAD)] * 15 + [serialize(End())])
     with pytest.raises(DeviceError, match="SEMAPHORE: a semaphore overflows") as caught:
-        run([encode(LOAD)] * 16 + [encode(End())])
+        run([serialize(LOAD)] * 16 + [serialize(End())])
     assert caught.value.index == 15
 
 
 def test_commands_behind_end_are_not_executed():
-    run([encode(End()), bytes(64)])
+    run([serialize(End()), bytes(64)])
 
 
 def test_list_outside_memory():
@@ -423,7 +423,7 @@ def test_device_runs_again_after_an_error():
     with EmulatorDevice(CONFIG, 0x4000) as device:
         program = device.allocate(0x1000)
         for commands, fails in (([LOAD, GEMM, End()], False), ([GEMM, End()], True), ([LOAD, GEMM, End()], False)):
-            device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+            device.write(program, np.frombuffer(serialize_list(commands), np.uint8))
             if fails:
                 with pytest.raises(DeviceError):
                     device.run(program, len(commands), (program.address,))
@@ -440,7 +440,7 @@ def test_rewritten_weights_are_used():
         common = {"rows": 1, "words": 2, "activation": 0, "row": 0}
         gemm = Gemm(**common, blocks=1, weights=Address(2, 0), output=Address(3, 0))
         commands = [Load(**common, source=Address(1, 0)), gemm, End()]
-        device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+        device.write(program, np.frombuffer(serialize_list(commands), np.uint8))
         quantized = numerics.quantize_rows(rng.normal(size=(1, 32)).astype(np.float32))
         device.write(activations, pack_activations(config, quantized))
         bases = [b.address for b in (program, activations, weights, results)]

@@ -26,7 +26,7 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode_list,
+    serialize_list,
 )
 from lepton_hw.config import CONFIGS, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -274,7 +274,7 @@ def image(config: HardwareConfig, *values, size: int = 1 << 16):
 
 def run_list(config: HardwareConfig, memory, *commands) -> PlainMachine:
     """A list at the end of memory, on both machines. Its base register 0 is the beginning of memory."""
-    encoded = np.frombuffer(encode_list(commands), np.uint8)
+    encoded = np.frombuffer(serialize_list(commands), np.uint8)
     memory[-encoded.size :] = encoded
     address = BASE + memory.size - encoded.size
     check(config, Program(memory.copy(), address, list(commands), (BASE,) * 8))
@@ -430,7 +430,7 @@ def test_accesses_up_to_the_ends_of_memory(case: str) -> None:
     commands = [Context(first=0, tokens=(10,)), FETCH, command, End()]
     whole = np.random.default_rng(4).integers(0, 64, 1 << 14, dtype=np.uint8)
     begin, end = 0x800, 0x3800  # what the emulator takes for its memory, inside of what it must not touch
-    encoded = np.frombuffer(encode_list(commands), np.uint8)
+    encoded = np.frombuffer(serialize_list(commands), np.uint8)
     size = (end - begin) // config.beat_bytes
     for at, inside in (
         (-first, True),
@@ -442,7 +442,7 @@ def test_accesses_up_to_the_ends_of_memory(case: str) -> None:
     ):
         placed = replace(command, **{name: Address(1, (8 * at) % (1 << 32))})
         commands[2] = placed
-        encoded = np.frombuffer(encode_list(commands), np.uint8)
+        encoded = np.frombuffer(serialize_list(commands), np.uint8)
         memory = whole.copy()
         place = begin + 0x2000
         memory[place : place + encoded.size] = encoded
@@ -494,7 +494,7 @@ def test_lists_rewritten_in_place() -> None:
     images = set()
     for change in changes:
         now = [replace(command, **change.get(i, {})) for i, command in enumerate(commands)]
-        encoded = np.frombuffer(encode_list(now), np.uint8)
+        encoded = np.frombuffer(serialize_list(now), np.uint8)
         for content in (memory, expected):
             content[0x3000 : 0x3000 + encoded.size] = encoded
             content[0x1000:0x2000] = 0
@@ -509,7 +509,7 @@ def test_other_bases_for_the_same_list() -> None:
     config = CONFIGS["nano"]
     memory = image(config, *range(1, 60))
     commands = [FETCH, Store(words=3, a_start=2, output=Address(1, 0x1000)), End()]
-    encoded = np.frombuffer(encode_list(commands), np.uint8)
+    encoded = np.frombuffer(serialize_list(commands), np.uint8)
     memory[0x2000 : 0x2000 + encoded.size] = encoded
     emulator = Emulator(config, memory, BASE)
     for shift in (0, 8, 80, 8, 0):
@@ -531,7 +531,7 @@ def test_contexts_are_those_of_the_list() -> None:
         ([Context(first=5, tokens=(9,)), append, End()], (ErrorCode.NONE, 0)),
         ([append, End()], (ErrorCode.FIELD, 0)),
     ):
-        encoded = np.frombuffer(encode_list(commands), np.uint8)
+        encoded = np.frombuffer(serialize_list(commands), np.uint8)
         memory[0x2000 : 0x2000 + encoded.size] = encoded
         assert emulator.execute(BASE + 0x2000, len(commands), (BASE,) * 8) == verdict
 

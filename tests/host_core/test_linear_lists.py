@@ -5,7 +5,7 @@ import pytest
 from lepton.compiler.linear import compile_linear
 from lepton.errors import FormatError
 from lepton_hw.checks import command_error
-from lepton_hw.commands import COMMAND_BYTES, Address, End, Gemm, GemmFlag, Load, encode_list
+from lepton_hw.commands import COMMAND_BYTES, Address, End, Gemm, GemmFlag, Load, serialize_list
 from lepton_hw.config import CONFIGS
 from lepton_hw.errors import ErrorCode
 
@@ -27,7 +27,7 @@ def test_one_row_block():
         ),
         End(),
     )
-    assert program.encoded == encode_list(program.commands)
+    assert program.encoded == serialize_list(program.commands)
     assert (program.activation_bytes, program.output_bytes) == (16 * 37 * 16, 7 * 16 * 64)
     assert program.weight_bytes == 7 * (36 * 16 + 8) * 16
 

@@ -11,7 +11,7 @@ from lepton.devices.registers import RegisterDevice
 from lepton.errors import DeviceError, DeviceLostError, DeviceMismatchError, DeviceTimeout
 from lepton.runtime.executor import DeviceExecutor
 from lepton_hw import numerics
-from lepton_hw.commands import Address, End, Fetch, Gemm, Load, Store, encode_list
+from lepton_hw.commands import Address, End, Fetch, Gemm, Load, Store, serialize_list
 from lepton_hw.config import CONFIGS
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import COUNTERS, ID, REGISTERS, Control, State
@@ -116,7 +116,7 @@ class Bus:
 def start(bus: Bus, commands=LIST, timeout: float = 10.0) -> RegisterDevice:
     device = RegisterDevice("board", bus, CONFIG)
     program, data, results = (device.allocate(4096) for _ in range(3))
-    device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+    device.write(program, np.frombuffer(serialize_list(commands), np.uint8))
     device.run(program, len(commands), (0, data.address, results.address), timeout)
     return device
 
@@ -144,7 +144,7 @@ def test_registers_that_keep_their_value_are_not_written_again():
     bus = Bus()
     device = RegisterDevice("board", bus, CONFIG)
     program = device.allocate(4096)
-    device.write(program, np.frombuffer(encode_list([End()]), np.uint8))
+    device.write(program, np.frombuffer(serialize_list([End()]), np.uint8))
     for bases in ((BASE,), (BASE + 4096,), (BASE + 4096,)):
         bus.writes.clear()
         device.run(program, 1, bases)
@@ -207,7 +207,7 @@ def hang_once(bus: Bus, error: BaseException | None = None):
     """A device whose list was left, and that list. Later ones finish."""
     device = RegisterDevice("board", bus, CONFIG)
     program = device.allocate(4096)
-    device.write(program, np.frombuffer(encode_list([End()]), np.uint8))
+    device.write(program, np.frombuffer(serialize_list([End()]), np.uint8))
     bus.hang = True
     wait = bus.wait_interrupt
 
@@ -334,7 +334,7 @@ def test_addresses_wider_than_a_register():
     program, results = device.allocate(4096), device.allocate(4096)
     device.write(results, np.arange(256, dtype=np.uint8))
     commands = [Fetch(words=3, target=0, source=Address(1, 32)), Store(words=3, a_start=0, output=Address(7, 0)), End()]
-    device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+    device.write(program, np.frombuffer(serialize_list(commands), np.uint8))
     device.run(program, 3, (0, results.address, 0, 0, 0, 0, 0, results.address + 512))
     assert device.read(results, 96, 512).tolist() == list(range(32, 128))
     assert bus.get("LIST") == program.address
@@ -344,7 +344,7 @@ def test_labels_reach_the_errors():
     bus = Bus()
     device = RegisterDevice("board", bus, CONFIG)
     program = device.allocate(4096)
-    device.write(program, np.frombuffer(encode_list([LIST[0], replace(LIST[1], wait=2), End()]), np.uint8))
+    device.write(program, np.frombuffer(serialize_list([LIST[0], replace(LIST[1], wait=2), End()]), np.uint8))
     with pytest.raises(DeviceError, match=r"command 1 \(layer 3 attention: GEMM wait=2"):
         device.run(program, 3, (0, BASE, BASE), describe=["load", "layer 3 attention", "end"].__getitem__)
     bus.hang = True

@@ -7,7 +7,7 @@ import pytest
 
 from lepton.devices.base import Counters
 from lepton.devices.emulator import Emulator
-from lepton_hw.commands import BASES, encode_list
+from lepton_hw.commands import BASES, serialize_list
 from lepton_hw.config import HardwareConfig, get_config
 from lepton_hw.errors import ErrorCode
 from lepton_hw.registers import COUNTERS, REGISTERS, Control
@@ -93,7 +93,7 @@ class Machine:
 
     def list(self, *commands: object, raw: bytes | None = None) -> tuple[int, int]:
         """Put a list into the last page of memory: its address and length."""
-        data = np.frombuffer(raw if raw is not None else encode_list(commands), np.uint8)  # type: ignore[arg-type]
+        data = np.frombuffer(raw if raw is not None else serialize_list(commands), np.uint8)  # type: ignore[arg-type]
         address = self.base + self.memory_bytes - 4096
         self.core.memory[self.memory_bytes - 4096 :][: data.size] = data
         return address, data.size // 64

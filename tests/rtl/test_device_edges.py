@@ -22,7 +22,7 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode_list,
+    serialize_list,
 )
 from lepton_hw.config import HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -50,7 +50,7 @@ def program(machine, *commands: Command) -> Program:
         (FLOATS_AT, rng.standard_normal(0x8000).astype(np.float32)),
     ):
         memory[at : at + data.nbytes] = data.view(np.uint8)
-    encoded = np.frombuffer(encode_list([*commands, End()]), np.uint8)
+    encoded = np.frombuffer(serialize_list([*commands, End()]), np.uint8)
     memory[LIST_AT : LIST_AT + encoded.size] = encoded
     return Program(memory, machine.base + LIST_AT, [*commands, End()], (machine.base, *(0,) * 7))
 

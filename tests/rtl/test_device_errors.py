@@ -29,8 +29,8 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode,
-    encode_list,
+    serialize,
+    serialize_list,
 )
 from lepton_hw.config import get_config
 from lepton_hw.errors import ErrorCode
@@ -79,7 +79,7 @@ def _first(program: Program, kind: type) -> int:
 
 
 def _with(program: Program, index: int, replacement: bytes) -> bytes:
-    encoded = encode_list(program.commands)
+    encoded = serialize_list(program.commands)
     return encoded[: 64 * index] + replacement + encoded[64 * (index + 1) :]
 
 
@@ -90,7 +90,7 @@ def test_damaged_command(machine_of: Callable, config: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(6):
         index, bit = int(rng.integers(len(program.commands))), int(rng.integers(512))
-        encoded = bytearray(encode_list(program.commands))
+        encoded = bytearray(serialize_list(program.commands))
         encoded[64 * index + bit // 8] ^= 1 << bit % 8
         assert _agree(machine, program, bytes(encoded)) == (ErrorCode.CHECK, index)
 
@@ -100,7 +100,7 @@ def test_unknown_opcode(machine_of: Callable, opcode: int) -> None:
     machine = machine_of("nano", BUSY)
     program = _image(machine)
     index = len(program.commands) // 2
-    words = list(struct.unpack("<16I", encode(program.commands[index])))
+    words = list(struct.unpack("<16I", serialize(program.commands[index])))
     words[0] = words[0] & ~0xFF | opcode
     assert _agree(machine, program, _with(program, index, _fix(words))) == (ErrorCode.OPCODE, index)
 
@@ -191,7 +191,7 @@ def test_fields_out_of_range(machine_of: Callable, config: str) -> None:
     for name, (kind, values) in _bad_fields(machine.config).items():
         index = _first(program, kind)
         command = replace(program.commands[index], **values)
-        verdict = _agree(machine, program, _with(program, index, encode(command)))
+        verdict = _agree(machine, program, _with(program, index, serialize(command)))
         assert verdict == (ErrorCode.FIELD, index), name
 
 
@@ -202,7 +202,7 @@ def test_vector_fields_out_of_range(machine_of: Callable, config: str) -> None:
     for name, (kind, values) in _bad_vector_fields(machine.config).items():
         index = _first(program, kind)
         command = replace(program.commands[index], **values)
-        verdict = _agree(machine, program, _with(program, index, encode(command)))
+        verdict = _agree(machine, program, _with(program, index, serialize(command)))
         assert verdict == (ErrorCode.FIELD, index), name
 
 
@@ -213,7 +213,7 @@ def test_rows_behind_their_memory(machine_of: Callable, config: str) -> None:
     for name, (kind, values) in _bad_ranges(machine.config).items():
         index = _first(program, kind)
         command = replace(program.commands[index], **values)
-        verdict = _agree(machine, program, _with(program, index, encode(command)))
+        verdict = _agree(machine, program, _with(program, index, serialize(command)))
         assert verdict == (ErrorCode.RANGE, index), name
 
 
@@ -225,7 +225,7 @@ def test_unaligned_address(machine_of: Callable, name: str) -> None:
     command = program.commands[index]
     address = getattr(command, name)
     command = replace(command, **{name: Address(address.base, (address.offset + 4) % 2**48)})
-    assert _agree(machine, program, _with(program, index, encode(command))) == (ErrorCode.FIELD, index)
+    assert _agree(machine, program, _with(program, index, serialize(command))) == (ErrorCode.FIELD, index)
 
 
 @pytest.mark.parametrize("kind", [Load, Gemm, End])
@@ -248,9 +248,9 @@ def test_every_unused_bit(machine_of: Callable, kind: type) -> None:
     for bit in range(480):
         if any(low <= bit < low + width for low, width in used):
             continue
-        words = list(struct.unpack("<16I", encode(command)))
+        words = list(struct.unpack("<16I", serialize(command)))
         words[bit // 32] |= 1 << bit % 32
-        machine.start(*machine.list(raw=_fix(words) + encode(End())))
+        machine.start(*machine.list(raw=_fix(words) + serialize(End())))
         assert machine.finish() == (ErrorCode.FIELD, 0), f"bit {bit}"
 
 
@@ -272,7 +272,7 @@ def test_outside_the_window(machine_of: Callable, name: str, side: str) -> None:
         **{name: Address(3, (target - base) % (1 << machine.config.address_bits))},
         **({"rows": 2} if name == "source" else {"blocks": 2}),
     )
-    assert _agree(machine, program, _with(program, index, encode(command))) == (ErrorCode.WINDOW, index)
+    assert _agree(machine, program, _with(program, index, serialize(command))) == (ErrorCode.WINDOW, index)
 
 
 def test_list_outside_the_window(machine_of: Callable) -> None:
@@ -288,7 +288,7 @@ def test_list_partly_outside_the_window(machine_of: Callable, config: str, insid
     """The error is that of the first command outside; when it is met, those before it may have been executed."""
     machine = machine_of(config, BUSY)
     address = machine.base + machine.memory_bytes - 64 * inside
-    encoded = np.frombuffer(encode(Context(first=0, tokens=(1,))) * inside, np.uint8)
+    encoded = np.frombuffer(serialize(Context(first=0, tokens=(1,))) * inside, np.uint8)
     machine.core.memory[-encoded.size :] = encoded
     machine.start(address, inside + 3)
     expected = Emulator(machine.config, machine.core.memory.copy(), machine.base).execute(address, inside + 3, (0,) * 8)
@@ -300,7 +300,7 @@ def test_no_end(machine_of: Callable) -> None:
     machine = machine_of("nano", BUSY)
     program = _image(machine)
     count = len(program.commands) - 1
-    assert _agree(machine, program, encode_list(program.commands), commands=count) == (ErrorCode.NO_END, count)
+    assert _agree(machine, program, serialize_list(program.commands), commands=count) == (ErrorCode.NO_END, count)
 
 
 def _load(machine, **values: int) -> Load:
@@ -396,11 +396,11 @@ def test_driver_reports_errors(machine_of: Callable) -> None:
     machine = machine_of("nano")
     device = RegisterDevice("rtl", machine.core, machine.config, machine.core.build)
     buffer = device.allocate(4096)
-    device.write(buffer, np.frombuffer(encode(_load(machine)) + bytes(64), np.uint8))
+    device.write(buffer, np.frombuffer(serialize(_load(machine)) + bytes(64), np.uint8))
     with pytest.raises(DeviceError, match=r"command 1 .*CHECK") as caught:
         device.run(buffer, 2)
     assert (caught.value.code, caught.value.index) == (ErrorCode.CHECK, 1)
-    device.write(buffer, np.frombuffer(encode_list([_load(machine), End()]), np.uint8))
+    device.write(buffer, np.frombuffer(serialize_list([_load(machine), End()]), np.uint8))
     device.run(buffer, 2)
 
 
@@ -413,7 +413,7 @@ def test_hung_memory(machine_of: Callable, name: str, unit: State) -> None:
     )  # fmt: skip
     device = RegisterDevice("rtl", machine.core, machine.config, machine.core.build)
     buffer = device.allocate(4096)
-    device.write(buffer, np.frombuffer(encode_list([_load(machine, signal=1), gemm, End()]), np.uint8))
+    device.write(buffer, np.frombuffer(serialize_list([_load(machine, signal=1), gemm, End()]), np.uint8))
     address = machine.base + (4096 if name == "weights" else 8192)
     machine.core.add_fault(address, 4096, "write" if name == "output" else "read", "hang")
     with pytest.raises(DeviceTimeout, match="still running") as caught:
@@ -451,7 +451,7 @@ def test_ctrl_c_in_the_middle_of_a_list(timing: MemoryTiming) -> None:
         gemm = Gemm(rows=rows, words=words, activation=0, row=0, blocks=20, weights=Address(0, 0), output=Address(1, 0))
         commands = [load, replace(gemm, wait=1), *[gemm] * 60, End()]
         program = device.allocate(64 * len(commands))
-        device.write(program, np.frombuffer(encode_list(commands), np.uint8))
+        device.write(program, np.frombuffer(serialize_list(commands), np.uint8))
         bases = (inputs.address, results.address)
         device.run(program, len(commands), bases, 600)
         expected = device.read(results)

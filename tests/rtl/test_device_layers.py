@@ -237,7 +237,7 @@ def test_encoder_passes(machine_of: Callable, config: str, timing: str) -> None:
     engines = [EncoderEngine(device, spec, context=60) for device in (rtl, emulator)]
     for tokens in (35, 10):
         x = rng.standard_normal((tokens, spec.hidden_size)).astype(np.float32)
-        np.testing.assert_array_equal(*(engine.encode(x).view(np.uint32) for engine in engines))
+        np.testing.assert_array_equal(*(engine.run(x).view(np.uint32) for engine in engines))
         compare_counters(rtl, emulator)
     emulated = emulator.read(engines[1].caches)
     np.testing.assert_array_equal(rtl.read(engines[0].caches), emulated)
@@ -254,6 +254,6 @@ def test_an_encoder_pass_across_chunks(machine_of: Callable) -> None:
     rtl = RegisterDevice("rtl", machine.core, machine.config)
     emulator = EmulatorDevice(machine.config, machine.memory_bytes, machine.base)
     x = rng.standard_normal((515, spec.hidden_size)).astype(np.float32)
-    hidden = [EncoderEngine(device, spec, context=520).encode(x) for device in (rtl, emulator)]
+    hidden = [EncoderEngine(device, spec, context=520).run(x) for device in (rtl, emulator)]
     np.testing.assert_array_equal(*(values.view(np.uint32) for values in hidden))
     compare_counters(rtl, emulator)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lepton.devices.base import Counters
 from lepton.errors import InputError, MissingDependencyError
+from lepton_hw.distribution import install_command
 
 if TYPE_CHECKING:
     from lepton_sim.device import MemoryTiming
@@ -22,7 +23,7 @@ def memory_timing(latency: int = 0, *, refresh: bool = False) -> "MemoryTiming":
     except ImportError as error:
         raise MissingDependencyError(
             f"bench: the simulation's packages must be installed, but {error.name} is not; run "
-            f"`pip install lepton[sim]`"
+            f"`{install_command('sim')}`"
         ) from error
     return MemoryTiming(
         read_latency=latency,

@@ -17,6 +17,7 @@ from lepton.devices.base import Counters
 from lepton.errors import InputError, MissingDependencyError
 from lepton.progress import progress_bars
 from lepton.runtime.decoder import DecoderEngine
+from lepton_hw.distribution import install_command
 
 PROMPT = "What is gravity?"
 
@@ -206,7 +207,7 @@ def llama_class() -> Any:
         from llama_cpp import Llama  # type: ignore[reportMissingImports]
     except ImportError:
         raise MissingDependencyError(
-            "option --llama-cpp: llama-cpp-python must be installed, but is not; run `pip install lepton[compare]`"
+            f"option --llama-cpp: llama-cpp-python must be installed, but is not; run `{install_command('compare')}`"
         ) from None
     return Llama
 

@@ -119,7 +119,7 @@ class LayerBench:
         def step(device: RtlDevice, layers: int, observe: Callable[[Counters], object]) -> None:
             engine = EncoderEngine(device, random_encoder(layers, sizes), context=tokens, timeout=TIMEOUT_SECONDS)
             engine.observe = observe
-            engine.encode(np.random.default_rng(1).standard_normal((tokens, sizes.hidden_size)).astype(np.float32))
+            engine.run(np.random.default_rng(1).standard_normal((tokens, sizes.hidden_size)).astype(np.float32))
 
         return self._measure(step, tokens, 1, tokens)
 

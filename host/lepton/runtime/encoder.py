@@ -7,7 +7,7 @@ from lepton.devices.base import Device
 from lepton.runtime.engine import Engine, LoadedList, check_length
 from lepton.runtime.executor import DEFAULT_TIMEOUT
 from lepton.spec import Spec
-from lepton_hw.commands import Context, encode_list
+from lepton_hw.commands import Context, serialize_list
 from lepton_hw.layout import words_of
 from lepton_hw.numerics import F32
 
@@ -33,7 +33,7 @@ class EncoderEngine(Engine):
         self._loaded: dict[int, LoadedList] = {}
         """Lists for sequences of up to so many times R tokens."""
 
-    def encode(self, x: F32) -> F32:
+    def run(self, x: F32) -> F32:
         """Hidden states [T, hidden] of a sequence, of embedded tokens [T, hidden].
 
         Raises :class:`InputError` for more tokens than the context.
@@ -43,7 +43,7 @@ class EncoderEngine(Engine):
         words = words_of(self.device.config, tokens)
         if words not in self._loaded:
             compiled = compile_pass(self._layout, words)
-            self._loaded[words] = self._load(encode_list(compiled.commands), compiled)
+            self._loaded[words] = self._load(serialize_list(compiled.commands), compiled)
         padded = words * self.device.config.array_size
         inputs = np.zeros((padded, self.spec.hidden_size), np.float32)
         inputs[:tokens] = x

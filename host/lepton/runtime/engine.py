@@ -10,7 +10,7 @@ from lepton.compiler.layout import Layout, unsupported_reason
 from lepton.devices.base import Buffer, Counters, Device
 from lepton.errors import InputError
 from lepton.spec import Spec
-from lepton_hw.commands import COMMAND_BYTES, Context, encode
+from lepton_hw.commands import COMMAND_BYTES, Context, serialize
 from lepton_hw.config import MAX_CONTEXT
 from lepton_hw.numerics import F32
 
@@ -93,7 +93,7 @@ class Engine:
     def _run(self, program: LoadedList, contexts: Iterable[Context], inputs: Iterable[F32]) -> None:
         """Run a list that begins with ``contexts`` on ``inputs``, which lie one after the other."""
         device = self.device
-        device.write(program.buffer, np.frombuffer(b"".join(map(encode, contexts)), np.uint8))
+        device.write(program.buffer, np.frombuffer(b"".join(map(serialize, contexts)), np.uint8))
         flat = np.concatenate([np.ascontiguousarray(part, np.float32).reshape(-1) for part in inputs])
         device.write(self._inputs, flat.view(np.uint8))
         device.run(program.buffer, program.commands, self._bases, self._timeout)

@@ -152,7 +152,7 @@ class ReferenceEngine(_Reference):
 class ReferenceEncoder(_Reference):
     """An :class:`~lepton.runtime.encoder.EncoderEngine` without a device."""
 
-    def encode(self, x: F32) -> F32:
+    def run(self, x: F32) -> F32:
         """As that of :class:`~lepton.runtime.encoder.EncoderEngine`."""
         check_length(len(x), self.context)
         empty = np.zeros((len(x), 0), np.float32)

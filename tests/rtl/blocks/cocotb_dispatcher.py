@@ -36,8 +36,8 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    decode,
-    encode,
+    deserialize,
+    serialize,
 )
 from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -217,8 +217,8 @@ def with_check(words: np.ndarray) -> bytes:
 def random_bytes(config: HardwareConfig, rng: np.random.Generator, contexts: list[int]) -> bytes:
     """A command that is likely to be wrong in one way."""
     command = random_command(config, rng, contexts)
-    words = np.frombuffer(encode(command), "<u4").copy()
-    bits = int.from_bytes(encode(command), "little")
+    words = np.frombuffer(serialize(command), "<u4").copy()
+    bits = int.from_bytes(serialize(command), "little")
     match rng.integers(0, 5):
         case 0:  # damaged in memory
             words[rng.integers(0, 16)] ^= np.uint32(1 << int(rng.integers(0, 32)))
@@ -291,7 +291,7 @@ def expected_jobs(
                 jobs["store"] = {"transfer": transfer(command.output, results), "signal": command.signal}
             return jobs
         case Vector() | Quantize() | Append() | Store():
-            job = {"command": int.from_bytes(encode(command), "little") & ((1 << 480) - 1), "index": index}
+            job = {"command": int.from_bytes(serialize(command), "little") & ((1 << 480) - 1), "index": index}
             job["words"] = command.words
             if not isinstance(command, Store):
                 job["tokens"] = tokens_seen(command, contexts[command.context])
@@ -342,7 +342,7 @@ async def run_list(
         if code != ErrorCode.NONE:
             error, error_index = code, index
             break
-        command = decode(raw)
+        command = deserialize(raw)
         if isinstance(command, End):
             error, error_index = ErrorCode.NONE, index
             break
@@ -404,7 +404,7 @@ async def valid_lists_become_their_jobs(dut, seed: int) -> None:
     for length in (0, 1, 60):
         contexts = [0] * CONTEXTS
         commands = [random_command(config, rng, contexts) for _ in range(length)]
-        data = b"".join(map(encode, [*commands, End()]))
+        data = b"".join(map(serialize, [*commands, End()]))
         await run_list(block, config, data, length + 1, rng)
         if length:
             await run_list(block, config, data, length, rng)
@@ -419,8 +419,8 @@ async def wrong_commands_meet_their_error(dut) -> None:
     met = []
     for _ in range(100):
         contexts = [0] * CONTEXTS
-        before = [encode(random_command(config, rng, contexts)) for _ in range(int(rng.integers(0, 3)))]
-        data = b"".join([*before, random_bytes(config, rng, contexts), encode(End())])
+        before = [serialize(random_command(config, rng, contexts)) for _ in range(int(rng.integers(0, 3)))]
+        data = b"".join([*before, random_bytes(config, rng, contexts), serialize(End())])
         error, _ = await run_list(block, config, data, len(data) // COMMAND_BYTES, rng)
         met.append(error)
     assert {ErrorCode.NONE, ErrorCode.CHECK, ErrorCode.OPCODE, ErrorCode.FIELD} <= set(met)
@@ -442,7 +442,7 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
     store = Store(words=1, a_start=0, output=address)
 
     def changed(command: Command, *changes: dict[str, Any]) -> Iterator[bytes]:
-        yield from (encode(replace(command, **change)) for change in changes)
+        yield from (serialize(replace(command, **change)) for change in changes)
 
     for command in (load, gemm):
         most_rows = config.accumulator_rows if command is gemm else config.scale_rows
@@ -495,7 +495,7 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
         yield from changed(fetch, {"source": off})
         yield from changed(append, {"cache": off}, {"scales": off})
         yield from changed(store, {"output": off})
-    yield from (encode(End(**{name: 1})) for name in ("flags", "wait", "signal"))
+    yield from (serialize(End(**{name: 1})) for name in ("flags", "wait", "signal"))
 
     most = Context(first=CONTEXTS - CONTEXTS_PER_COMMAND, tokens=(1,) * CONTEXTS_PER_COMMAND)
     one = Context(first=CONTEXTS - 1, tokens=(65535,))
@@ -503,12 +503,12 @@ def commands_at_limits(config: HardwareConfig) -> Iterator[bytes]:
     yield from changed(one, *({name: 1} for name in ("flags", "wait", "signal")))
     yield from changed(most, {}, {"first": most.first + 1})
     for count in (0, 1, 23, 24, 25, 255):
-        words = np.frombuffer(encode(most), "<u4").copy()
+        words = np.frombuffer(serialize(most), "<u4").copy()
         words[1] = words[1] & ~np.uint32(0xFF00) | np.uint32(count << 8)
         yield with_check(words)
 
     for command in (End(), load, gemm, fetch, vector, quantize, append, store, one):
-        words = np.frombuffer(encode(command), "<u4")
+        words = np.frombuffer(serialize(command), "<u4")
         for word in range(1, 15):
             reserved = words.copy()
             reserved[word] |= np.uint32(1 << 31)
@@ -523,15 +523,15 @@ async def limits_are_where_the_contract_has_them(dut) -> None:
     block = Block(dut, "dispatcher", blocks(config)["dispatcher"])
     tokens = (0, few := 3 * config.array_size + 1, config.array_size, few + ATTENTION_CHUNK)
     contexts = (*tokens, *[0] * (CONTEXTS - len(tokens)))
-    setting = encode(Context(first=0, tokens=tokens))
+    setting = serialize(Context(first=0, tokens=tokens))
     commands = list(commands_at_limits(config))
     codes = [Dispatcher.model(config, command, [0] * BASES, contexts) for command in commands]
-    valid = [setting, *(command for command, code in zip(commands, codes, strict=True) if not code), encode(End())]
+    valid = [setting, *(command for command, code in zip(commands, codes, strict=True) if not code), serialize(End())]
     error, _ = await run_list(block, config, b"".join(valid), len(valid), rng, odd=0)
     assert error == ErrorCode.NONE
     for command, code in zip(commands, codes, strict=True):
         if code:
             same = Dispatcher.model(config, command, [0] * BASES) == code
-            wrong = [*([] if same else [setting]), command, encode(End())]
+            wrong = [*([] if same else [setting]), command, serialize(End())]
             error, _ = await run_list(block, config, b"".join(wrong), len(wrong), rng, odd=0)
             assert error == code

@@ -22,7 +22,7 @@ from lepton_hw.commands import (
     Store,
     Vector,
     VectorFlag,
-    encode,
+    serialize,
 )
 from lepton_hw.config import ATTENTION_CHUNK, HardwareConfig
 from lepton_hw.errors import ErrorCode
@@ -205,7 +205,7 @@ class Surroundings:
 
 def job_of(command, number: int, *, tokens: int = 0, first: int = 0, second: int = 0, words: int | None = None) -> dict:
     """The job of a command."""
-    bits = int.from_bytes(encode(command), "little") & ((1 << VECTOR_COMMAND_BITS) - 1)
+    bits = int.from_bytes(serialize(command), "little") & ((1 << VECTOR_COMMAND_BITS) - 1)
     resolved = command.words if words is None else words
     return {"command": bits, "words": resolved, "tokens": tokens, "first": first, "second": second, "index": number}
 

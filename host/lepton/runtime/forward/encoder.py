@@ -34,7 +34,7 @@ class Encoder(Protocol):
 
     context: int
 
-    def encode(self, x: F32) -> F32: ...
+    def run(self, x: F32) -> F32: ...
 
 
 class EncoderForward:
@@ -84,7 +84,7 @@ class EncoderForward:
         with self._lock:
             for row, parts in enumerate(rows):
                 for columns in parts:
-                    hidden[row, columns] = torch.from_numpy(self.encoder.encode(inputs[row, columns]))
+                    hidden[row, columns] = torch.from_numpy(self.encoder.run(inputs[row, columns]))
         if not hidden.isfinite().all():
             raise FormatError(
                 "hidden states: must be finite, but are not; the model's weights or the embeddings of these tokens "
