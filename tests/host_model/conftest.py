@@ -1,6 +1,7 @@
 """Small random models, and the two executors that need no simulation."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from transformers import (
 import lepton.ai as lai
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What the tests of this folder share is imported by name.
+sys.path.insert(0, str(Path(__file__).parent))
 
 VOCABULARY = 256
 LENGTH = 64

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from placing import place
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lepton.errors import FormatError, InputError
-from lepton.placement import CostModel, PlacementError, QuantizedLinear, Report, offload
-from lepton.placement.cost import ALWAYS
+from lepton.placement import CostModel, PlacementError
+from lepton.quantization.quantized import QuantizedLinear
 from lepton.runtime.executor import Executor, LinearHandle, open_executor
 from lepton_hw.config import get_config
 from lepton_hw.numerics import F32, QuantizedWeights, linear, quantize_weights
@@ -45,6 +46,7 @@ class Counting(Executor):
     """The exact arithmetic, and the number of products so far."""
 
     name = "counting"
+    config = SIM
 
     def __init__(self) -> None:
         self.layers: dict[LinearHandle, tuple[QuantizedWeights, F32 | None]] = {}
@@ -69,10 +71,6 @@ def expected(layer: nn.Linear, x: Tensor) -> Tensor:
     rows = x.detach().float().reshape(-1, layer.in_features).numpy()
     result = linear(rows, quantize_weights(layer.weight.detach().numpy()), bias)
     return torch.from_numpy(result).reshape(*x.shape[:-1], -1)
-
-
-def place(model: nn.Module, executor: Executor, **options: object) -> Report:
-    return offload(model, executor, SIM, **({"cost": ALWAYS} | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("device", ["reference", "emulator"])
@@ -332,7 +330,7 @@ def test_strict_names_module_and_reason() -> None:
 
 def test_cost_model_declines_small_layers() -> None:
     model = nn.ModuleDict({"small": nn.Linear(64, 64), "large": nn.Linear(1024, 1024)})
-    report = offload(model, Counting(), SIM, cost=CostModel())
+    report = place(model, Counting(), cost=CostModel())
     assert [p.module for p in report.unseen] == ["large"]
     small = next(p for p in report.placements if p.module == "small")
     assert small.reason == "too small: estimated 128 us on the accelerator, 16 us on the host"
@@ -350,8 +348,8 @@ def test_cost_model_weighs_a_fused_group_as_one() -> None:
     cost = CostModel()
     assert cost.declined_reason(SIM, 128, 256)
     assert not cost.declined_reason(SIM, 256, 256)
-    assert len(offload(Pair(), Counting(), SIM, cost=cost, inputs=(torch.randn(1, 256),)).offloaded) == 2
-    assert len(offload(Pair(), Counting(), SIM, cost=cost).offloaded) == 0
+    assert len(place(Pair(), Counting(), cost=cost, inputs=(torch.randn(1, 256),)).offloaded) == 2
+    assert len(place(Pair(), Counting(), cost=cost).offloaded) == 0
 
 
 def test_report(make_model: Callable[[str], PreTrainedModel]) -> None:

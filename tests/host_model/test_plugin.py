@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 import lepton.ai as lai
 from lepton.errors import InputError
 from lepton.models import SourceError
-from lepton.placement import QuantizedLinear, offloaded
+from lepton.placement import offloaded
 from lepton.placement.cost import ALWAYS
+from lepton.quantization.quantized import QuantizedLinear
 
 IDS = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from placing import place as offload
 from torch import Tensor, nn
 
 from lepton.errors import InputError
-from lepton.placement import QuantizedLinear, offload
-from lepton.placement.cost import ALWAYS
 from lepton.quantization.linears import quantize
+from lepton.quantization.quantized import QuantizedLinear
 from lepton.runtime.executor import Executor, ReferenceExecutor, open_executor
-from lepton_hw.config import get_config
-
-SIM = get_config("sim")
 
 
 @pytest.fixture
@@ -25,7 +22,7 @@ def executor() -> Iterator[Executor]:
 
 
 def place(model: nn.Module, executor: Executor, inputs: tuple[Tensor, ...] | None = None) -> nn.Module:
-    offload(model.eval().requires_grad_(False), executor, SIM, cost=ALWAYS, inputs=inputs)
+    offload(model.eval().requires_grad_(False), executor, inputs=inputs)
     return model
 
 
@@ -124,7 +121,7 @@ def test_parents_that_read_weights_stay_right(build, width: int, tried: bool, ex
 
 def test_a_layer_whose_weight_is_all_that_is_used_stays(executor: Executor) -> None:
     model, x = ReadsWeight().eval(), torch.randn(2, 64)
-    report = offload(model, executor, SIM, cost=ALWAYS, inputs=(x,))
+    report = offload(model, executor, inputs=(x,))
     assert [p.module for p in report.offloaded] == ["head"]
     assert [p.reason for p in report.placements if p.module == "base"] == [
         "not called in the trial run; its parent may use the weights directly"
@@ -171,7 +168,7 @@ def test_an_offloaded_model_can_be_compiled() -> None:
 def test_a_compiled_model_is_refused(compile_, executor: Executor) -> None:
     model = compile_(nn.Sequential(nn.Linear(64, 32)))
     with pytest.raises(InputError, match=r"^model: must be a module as it was written, not the \w+ that was compiled"):
-        offload(model, executor, SIM, cost=ALWAYS)
+        offload(model, executor)
 
 
 def test_another_default_dtype_changes_nothing() -> None:

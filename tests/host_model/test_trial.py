@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from placing import place as offload
 from torch import Tensor, nn
 
 import lepton.ai as lai
 from lepton.errors import InputError
 from lepton.frontend.inputs import recipes
 from lepton.frontend.trace import Trace, trial
-from lepton.placement import PlacementError, QuantizedLinear, Report, offload
+from lepton.placement import PlacementError, Report
 from lepton.placement.cost import ALWAYS
 from lepton.quantization.linears import find_linears
+from lepton.quantization.quantized import QuantizedLinear
 from lepton.runtime.executor import ReferenceExecutor
-from lepton_hw.config import get_config
-
-SIM = get_config("sim")
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 32,
@@ -219,7 +218,7 @@ def answer(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
 
 
 def place(model: nn.Module, **options: Any) -> Report:
-    return offload(model, ReferenceExecutor(), SIM, cost=ALWAYS, **options)
+    return offload(model, ReferenceExecutor(), **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
