@@ -1,5 +1,6 @@
-"""Generated pages are current, every error can be told, and links between the project's own files lead somewhere."""
+"""Pages are current, every error can be told, and links between the project's own files lead somewhere."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from lepton_hw.errors import ErrorCode
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
 PATH = re.compile(r"`((?:lepton_hw|rtl|sim|host|examples|tests|tools|docs)/[\w/.]*)`")
+NOT_PROVED = {"LeptonCore", "ScaleLane"}
+"""Units that proofs import only to look up depths and latencies."""
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -26,6 +29,20 @@ def test_the_error_catalogue_is_current() -> None:
 @pytest.mark.parametrize("code", ErrorCode)
 def test_a_device_error_tells_every_code(code: ErrorCode) -> None:
     assert f"met {code.name}: " in str(DeviceError("emulator", code, 3, "END"))
+
+
+def test_the_page_of_proofs_names_what_is_proved() -> None:
+    """Every unit that a proof imports, and no other."""
+    proved = {
+        name.name
+        for path in (ROOT / "tests" / "formal").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lepton_rtl")
+        for name in node.names
+        if re.fullmatch(r"[A-Z]\w*[a-z]\w*", name.name)
+    }
+    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == proved - NOT_PROVED
 
 
 def anchors(page: Path) -> set[str]:
