@@ -258,8 +258,8 @@ def test_sum_mutants(unit: type, combine: Combine, old: str, new: str, tmp_path:
         (
             Rounder,
             "",
-            "Mux(magnitude[_MANTISSA_BITS], _CLAMPED, magnitude[:_MANTISSA_BITS])",
-            "magnitude[:_MANTISSA_BITS]",
+            "Mux(magnitude[_Q_BITS], _CLAMPED, magnitude[:_Q_BITS])",
+            "magnitude[:_Q_BITS]",
         ),
         (Rounder, "", "large = delay(m, distance < 0, 2", "large = delay(m, distance < -1, 2"),
         (FloatMultiply, "", "aligned[7] & (aligned[8] | below)", "aligned[7] & aligned[8]"),

@@ -20,7 +20,7 @@ from lepton.spec import Spec
 from lepton_hw.config import HardwareConfig
 from lepton_hw.distribution import DISTRIBUTION
 
-FILE = "lepton_programs.safetensors"
+FILE = "lepton_command_lists.safetensors"
 
 
 def _sources() -> str:
@@ -120,6 +120,6 @@ class CommandLists:
                 )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FormatError(
-                f"programs '{path}': must be a whole file that Lepton saved, but reading it failed ({error}); delete "
+                f"command lists '{path}': must be a whole file that Lepton saved, but reading it failed ({error}); delete "
                 f"it to have the lists compiled again"
             ) from error

@@ -82,11 +82,12 @@ def prove(description: Description) -> None:
         where = f" at position {trial.first}" if trial.first else ""
         try:
             expected = _expected(description, ids, positions if trial.first else None)
+            found = compute(description, ids, positions)
         except UnsupportedModel:
             raise
         except Exception as error:  # whatever the model's own code raises
             raise UnsupportedModel(f"a trial{where} of it failed: {type(error).__name__}: {error}") from error
-        _compare(description.spec, where, compute(description, ids, positions), expected)
+        _compare(description.spec, where, found, expected)
 
 
 def _trials(description: Description) -> Iterator[_Trial]:

@@ -12,7 +12,7 @@ class CostModel:
     """Estimates one decode row of a Linear layer (or of a fused group) on the accelerator and on the host.
 
     The defaults describe an accelerator next to the kind of processor that boards carry. They, and not the
-    machine at hand, decide, so that a model is partitioned alike on every device and gives identical tokens.
+    machine at hand, decide, so that a model is placed alike on every device and gives identical tokens.
     """
 
     clock_hz: float = 100e6

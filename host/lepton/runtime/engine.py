@@ -96,6 +96,6 @@ class Engine:
         device.write(program.buffer, np.frombuffer(b"".join(map(serialize, contexts)), np.uint8))
         flat = np.concatenate([np.ascontiguousarray(part, np.float32).reshape(-1) for part in inputs])
         device.write(self._inputs, flat.view(np.uint8))
-        device.run(program.buffer, program.commands, self._bases, self._timeout)
+        device.run(program.buffer, program.commands, self._bases, self._timeout, describe=program.label)
         if self.observe is not None:
             self.observe(device.counters())

@@ -37,5 +37,10 @@ def describe(model: nn.Module) -> Description:
     """What ``model`` is made of. Raises :class:`UnsupportedModel` with the reason if it is of no known family."""
     for family in FAMILIES.values():
         if family.matches(model):
-            return family.describe(model)
+            try:
+                return family.describe(model)
+            except UnsupportedModel:
+                raise
+            except Exception as error:  # modules of these names, but not as the family has them
+                raise UnsupportedModel(f"it is not as others of its family: {type(error).__name__}: {error}") from error
     raise UnsupportedModel("its layers are those of no known family of decoders or encoders")

@@ -52,7 +52,8 @@ def describe(model: Any) -> Description:
         attentions=[layer.attention.self for layer in layers],
         host=[embeddings] + ([] if pooler is None else [pooler]),
         tokens=words,
-        place=lambda x, positions: embeddings(inputs_embeds=x, position_ids=positions),
+        # Positions are those that the embeddings give to a sequence: those of RoBERTa do not begin at 0.
+        place=lambda x, positions: embeddings(inputs_embeds=x),
     )
 
 

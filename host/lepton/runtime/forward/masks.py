@@ -62,7 +62,6 @@ class CausalMask:
         Raises :class:`InputError` for a mask that is not of sequences, or not that of the cached tokens.
         """
         past = parents.shape[1]
-        past = parents.shape[1]
         masks = [(window, mask) for window in self._windows]
         if isinstance(mask, Mapping):
             masks = self._by_window(mask)
