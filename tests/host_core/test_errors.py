@@ -61,5 +61,5 @@ def test_a_timeout_tells_what_the_device_was_doing() -> None:
     state = DeviceState.from_registers(0b1001, 3, 2, 0x21)
     error = DeviceTimeout("rtl", 1.5, state, "GEMM rows=1")
     assert (error.state, error.command) == (state, "GEMM rows=1")
-    assert str(error).startswith("device 'rtl': a command list must finish within 1.5 s, but it is still running (busy")
-    assert f"({state}: GEMM rows=1); raise the timeout" in str(error)
+    assert str(error).startswith("device 'rtl': a command list must finish within 1.5 s, but was still running (busy")
+    assert f"({state}: GEMM rows=1) and has been stopped; raise the timeout" in str(error)

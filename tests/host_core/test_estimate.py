@@ -395,8 +395,8 @@ def test_families_with_more_parts(tmp_path: Path, folder: Path) -> None:
     for kind in (Qwen2Config, Qwen3Config):
         kind(**SMALL, num_key_value_heads=2, num_hidden_layers=6).save_pretrained(tmp_path / kind.model_type)
     biased, normed = (decoder_shape(tmp_path / kind.model_type) for kind in (Qwen2Config, Qwen3Config))
-    assert biased.layers[0].attention.qkv.bias is not None
-    assert normed.layers[0].attention.query_norm is not None
+    assert biased.attentions[0].qkv.bias is not None
+    assert normed.attentions[0].query_norm is not None
     plain, *others = (estimate(spec, SIM, Memory(), context=64) for spec in (decoder_shape(folder), biased, normed))
     assert all(other.cycles > plain.cycles for other in others)
 
@@ -472,10 +472,12 @@ def test_timeline(folder: Path, tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_labels_of_a_timeline(folder: Path, tokens: int) -> None:
-    """Each event says which part of the step its command belongs to; the parts follow each other in the list."""
+    """Each event says which part of the step its command belongs to; those of one row block follow each other."""
     result = estimate(decoder_shape(folder), SIM, Memory(), context=64, tokens=tokens)
-    parts = [f"layer {i} {kind}" for i in range(3) for kind in ("attention", "mlp")]
-    assert [label for label, _ in groupby(result.labels)] == [*parts, "head"]
+    layers = [f"layer {i} {kind}" for i in range(3) for kind in ("attention", "MLP")]
+    parts = ["contexts", "inputs", *layers, "logits", "end"]
+    assert list(dict.fromkeys(result.labels)) == parts
+    assert tokens > 1 or [label for label, _ in groupby(result.labels)] == parts
     events = timeline(result.commands, result.run.activities, clock=100, labels=result.labels)["traceEvents"]
     for event in events:
         if event["ph"] == "X":
@@ -538,7 +540,7 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
         assert part["limit"] in part["utilization"]
     assert report["config"] == "pynq_z2"
     assert report["tokens_per_second"] == pytest.approx(3 * 100e6 / report["cycles"], rel=1e-4)
-    assert "layer 2 mlp" in {e["args"].get("label") for e in json.loads(trace.read_text())["traceEvents"]}
+    assert "layer 2 MLP" in {e["args"].get("label") for e in json.loads(trace.read_text())["traceEvents"]}
     assert report["cycles_per_token"] == pytest.approx(report["cycles"] / 3, rel=1e-6)
     check_roofline(roofline.read_text(), peak=25.6, bandwidth=report["memory_gb_per_second"])
     table = CliRunner().invoke(app, options)

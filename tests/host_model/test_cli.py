@@ -21,7 +21,7 @@ from lepton_hw.distribution import install_command
 @pytest.fixture(autouse=True)
 def _offload_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     # The default cost model leaves a model as small as these on the host.
-    monkeypatch.setattr("lepton.integrations.transformers.CostModel", lambda: ALWAYS)
+    monkeypatch.setattr("lepton.ai.loading.CostModel", lambda: ALWAYS)
 
 
 def lepton(*arguments: object, code: int = 0) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import lepton.ai as lai
+from lepton.devices.base import Launch
 from lepton.errors import InputError
 from lepton.placement.cost import ALWAYS
 
@@ -52,13 +53,13 @@ def test_A17_limits_of_what_a_device_has_not(make_model: Make, device: str, name
 def test_A17_timeout_is_honoured(make_model: Make, kind: str, layers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each list is given the time that was asked for, in whole layers as in Linear layers one by one."""
     with lai.load_model(make_model(kind), "emulator", timeout=123.0, layers=layers, cost=ALWAYS) as loaded:
-        device: Any = loaded._executor.device  # type: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        device: Any = loaded.offloaded.executor.device  # type: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         given = []
         run = device._run
 
-        def watch(program: int, commands: int, bases: tuple[int, ...], timeout: float) -> None:
-            given.append(timeout)
-            run(program, commands, bases, timeout)
+        def watch(launch: Launch) -> None:
+            given.append(launch.timeout)
+            run(launch)
 
         monkeypatch.setattr(device, "_run", watch)
         loaded(input_ids=IDS)

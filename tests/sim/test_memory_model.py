@@ -10,12 +10,12 @@ from amaranth.hdl import ClockDomain, ClockSignal, Module, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from lepton_rtl.top.core import axi_members
-from lepton_rtl.tools.generate import TOP, component_rtlil, to_verilog
-from lepton_rtl.control.register_file import axi_lite_members
 
 from lepton_hw.activity import UNITS
 from lepton_hw.config import PAGE_BYTES, get_config
+from lepton_rtl.control.register_file import axi_lite_members
+from lepton_rtl.tools.generate import TOP, component_rtlil, to_verilog
+from lepton_rtl.top.core import axi_members
 from lepton_sim import device
 from lepton_sim.build import Build, library
 from lepton_sim.device import MEMORY_BASE, SLICE_CYCLES, ZERO_WAIT, MemoryTiming, VerilatedCore

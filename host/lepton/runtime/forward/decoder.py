@@ -48,6 +48,9 @@ _USED = frozenset(
     }
 )
 
+_GENERATION = ("tokenizer", "assistant_tokenizer")
+"""Arguments of ``generate`` that transformers hands on to a forward pass that makes no use of them."""
+
 _LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")
 """Arguments of the loss, without influence on logits."""
 
@@ -95,7 +98,7 @@ class DecoderForward:
         self.decoder = decoder
         spec, config = recognized.spec, model.config.get_text_config()
         self._config: Any = config
-        self._arguments = Arguments(model, _USED, _LOSS, {"is_causal": True})
+        self._arguments = Arguments(model, _USED, (*_LOSS, *_GENERATION), {"is_causal": True})
         self.__signature__ = self._arguments.signature
         self._hooks = Hooks(without_work(model, recognized.modules))
         self._mask = CausalMask(
