@@ -8,7 +8,7 @@ MODEL ?= smollm2-135m
 PROMPT ?= Explain in two sentences why the sky is blue.
 DEVICE ?= emulator
 TOKENS ?= 64
-# Parallel test processes; each holds a model and builds simulators.
+# Parallel test processes; each holds a model, computes in one thread and builds simulators.
 JOBS ?= 2
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -34,7 +34,7 @@ check: $(VENV)/test.stamp
 	$(MKDOCS)
 
 pytest: $(VENV)/test.stamp $(VENV)/icarus.stamp
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 slow: $(VENV)/test.stamp
 	$(BIN)/pytest -m slow
