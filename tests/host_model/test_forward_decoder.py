@@ -172,7 +172,18 @@ def valid_columns(call: dict[str, Any]) -> torch.Tensor:
     mask = call.get("attention_mask")
     if mask is not None and mask.ndim == 2:
         return mask > 0
-    return torch.ones((call.get("input_ids", call.get("inputs_embeds"))).shape[:2]) > 0
+    tokens = call["input_ids"] if "input_ids" in call else call["inputs_embeds"]
+    return torch.ones(tokens.shape[:2]) > 0
+
+
+def forward_of(model: lai.LeptonModel) -> Any:
+    """The forward pass of a model whose whole layers run on a device."""
+    return model.module.forward
+
+
+def held_by(model: lai.LeptonModel) -> list[list[Any]]:
+    """The tokens that each slot of the device holds."""
+    return forward_of(model)._held
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "window"])
@@ -445,7 +456,7 @@ def test_inputs_embeds_then_ids(load: Callable[..., lai.LeptonModel], kind: str)
     # The caller may change the tensor afterwards, or keep a copy of the cache.
     copied = copy.deepcopy(first.past_key_values)
     embeds.zero_()
-    for slot in loaded.module.forward._held:
+    for slot in held_by(loaded):
         slot.clear()
     step = {"input_ids": ids(2, 2, seed=5)}
     after = [run(loaded.module, step | {"past_key_values": part}).logits for part in (cache, copied)]
@@ -604,14 +615,14 @@ def test_frequencies_that_depend_on_the_length(load: Callable[..., lai.LeptonMod
     loaded, fresh = load(kind, "reference"), load(kind, "reference")
     for one in (loaded, fresh):
         # More than the positions of a configuration that says which are not scaled.
-        one.module.forward.decoder.context = 100
+        forward_of(one).decoder.context = 100
     tokens = ids(1, 60)
     for first, second in ((20, 60), (60, 20), (40, 50)):
         for count in (first, second):
             call = {"input_ids": tokens[:, :count]}
             found = run(loaded.module, call).logits
             assert correlation(found, run(build(kind), call).logits) >= 0.999
-            for slot in fresh.module.forward._held:
+            for slot in held_by(fresh):
                 slot.clear()
             assert torch.equal(found, run(fresh.module, call).logits)
     results = []
@@ -621,7 +632,7 @@ def test_frequencies_that_depend_on_the_length(load: Callable[..., lai.LeptonMod
             parts = [module(input_ids=tokens[:, a:b], past_key_values=cache).logits for a, b in ((0, 20), (20, 30))]
             if module is loaded.module:
                 run(module, {"input_ids": ids(1, 50, seed=7)})
-                for slot in module.forward._held:
+                for slot in held_by(loaded):
                     slot.clear()
             parts += [module(input_ids=tokens[:, a : a + 1], past_key_values=cache).logits for a in (30, 31)]
         results.append(torch.cat(parts, 1))

@@ -59,8 +59,8 @@ def test_padding_masks(data: st.DataObject) -> None:
     mask = torch.tensor(data.draw(st.lists(bits, min_size=batch, max_size=batch)))
     dtype = data.draw(st.sampled_from([torch.bool, torch.int64, torch.float32, torch.bfloat16]))
     made = CausalMask([window], None)
+    parents, found = np.zeros((batch, 0), np.int64), []
     try:
-        parents = np.zeros((batch, 0), np.int64)
         if past:
             before = made.sequences(mask[:, :past].to(dtype), parents, batch, past)
             parents = np.stack([parents_of(row, 0, past) for row in before])

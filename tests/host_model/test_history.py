@@ -179,8 +179,9 @@ def models(kind: str, device: str) -> tuple[Any, Any]:
         pair = tuple(lai.load_model(build(kind), device, sequences=SLOTS) for _ in range(2))
         for model in pair:
             # Dynamic frequencies are for more positions than the configuration says.
-            model.module.forward.decoder.context = 64
-            model.module.forward.decoder = Faulty(model.module.forward.decoder)
+            forward: Any = model.module.forward
+            forward.decoder.context = 64
+            forward.decoder = Faulty(forward.decoder)
         _loaded[kind, device] = pair
     return _loaded[kind, device]
 

@@ -120,6 +120,6 @@ class CommandLists:
                 )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FormatError(
-                f"command lists '{path}': must be a whole file that Lepton saved, but reading it failed ({error}); delete "
-                f"it to have the lists compiled again"
+                f"command lists '{path}': must be a whole file that Lepton saved, but reading it failed ({error}); "
+                f"delete it to have the lists compiled again"
             ) from error
