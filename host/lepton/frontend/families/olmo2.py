@@ -1,4 +1,4 @@
-"""RMS norms behind each branch, before the sum, and over all queries or keys of a token: OLMo 2 and OLMo 3."""
+"""RMS norms behind each branch, before the sum, and over all queries or keys of a token: OLMo 2."""
 
 from typing import Any
 
