@@ -74,7 +74,7 @@ def test_A14_another_model_saved_over_a_compiled_one(
     assert (tmp_path / FILE).read_bytes() == lists
     with lai.load_model(tmp_path, "emulator") as loaded:
         decoder: Any = loaded._decoder()
-        assert bool(decoder._encoded) == (not other), "lists of another model are not used"
+        assert bool(decoder._lists) == (not other), "lists of another model are not used"
         assert (decoder.context, decoder.slots) == ((40, 2) if not other else (256, 16))
         tokens = loaded.generate(IDS, 8, do_sample=False)
     assert torch.equal(tokens, _tokens(_llama(**other)))
@@ -93,7 +93,7 @@ def test_A14_lists_that_do_not_say_of_which_model(tmp_path: Path) -> None:
     assert metadata.pop("model") == lists.model != ""
     save_file(tensors, tmp_path / FILE, metadata)
     with lai.load_model(tmp_path, "emulator") as loaded:
-        assert not loaded._decoder()._encoded  # type: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        assert not loaded._decoder()._lists  # type: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
 def _add(folder: Path, **tensors: torch.Tensor) -> None:

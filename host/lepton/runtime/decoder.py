@@ -1,7 +1,6 @@
 """Runs a decoder on a device, one command list a step."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -56,10 +55,12 @@ class DecoderEngine(Engine):
         )
         self._loaded: dict[StepShape, tuple[LoadedList, tuple[Context, ...]]] = {}
         """Lists in device memory, and the CONTEXT commands at their beginning."""
-        self._encoded: dict[StepShape, bytes] = {}
+        self._lists: dict[StepShape, bytes] = {}
+        self._labels: dict[StepShape, tuple[str, ...]] = {}
+        """What the commands of lists that were compiled here belong to."""
         most_tokens = None
         if lists and lists.fit(device.config, spec) and (lists.context, lists.slots) == (context, slots):
-            self._encoded.update(lists.lists)
+            self._lists.update(lists.lists)
             most_tokens = lists.rows
         self._compiler = DecoderCompiler(self._layout, most_tokens)
 
@@ -92,10 +93,10 @@ class DecoderEngine(Engine):
         with logits and without."""
         compiler = self._compiler
         for bucket in sorted({compiler.context_bucket(min(limit, self.context)) for limit in CONTEXTS}):
-            self._list(StepShape(slots=(0,), tokens=1, context=bucket))
+            self._serialized(StepShape(slots=(0,), tokens=1, context=bucket))
             tokens = min(bucket, 2 * self._max_rows)
             for step in compiler.prompt(0, bucket - tokens, tokens):
-                self._list(step)
+                self._serialized(step)
         return CommandLists(
             compiler=COMPILER,
             model=digest_of(self.spec),
@@ -103,13 +104,13 @@ class DecoderEngine(Engine):
             context=self.context,
             slots=self.slots,
             rows=dict(compiler.most_tokens),
-            lists=dict(self._encoded),
+            lists=dict(self._lists),
         )
 
     def _step(self, step: StepShape, x: F32, cosines: F32, sines: F32, tokens: list[int]) -> F32:
         """Logits of a step after which the sequences have so many tokens."""
         device, vocabulary = self.device, self.spec.vocab_size
-        program, contexts = self._list(step, load=True)
+        program, contexts = self._program(step)
         self._run(program, set_contexts(contexts, step.contexts(device.config, tokens)), (x, cosines, sines))
         rows = step.result_rows
         if not rows:
@@ -117,19 +118,19 @@ class DecoderEngine(Engine):
         data = device.read(self._results, output_bytes(device.config, rows, vocabulary))
         return np.asarray(unpack_output(device.config, data, rows, vocabulary), np.float32)
 
-    def _list(self, step: StepShape, *, load: bool = False) -> Any:
-        """The list of a step: compiled, and with ``load`` in device memory with its CONTEXT commands."""
-        if step in self._loaded:
-            return self._loaded[step]
-        compiled = None
-        if step not in self._encoded:
-            compiled = self._compiler.compile(step)
-            self._encoded[step] = serialize_list(compiled.commands)
-        if not load:
-            return None
-        encoded = self._encoded[step]
-        self._loaded[step] = self._load(encoded, compiled), tuple(_contexts(encoded))
+    def _program(self, step: StepShape) -> tuple[LoadedList, tuple[Context, ...]]:
+        """The list of a step in device memory, and its CONTEXT commands."""
+        if step not in self._loaded:
+            data = self._serialized(step)
+            self._loaded[step] = self._load(data, self._labels.get(step, ())), tuple(_contexts(data))
         return self._loaded[step]
+
+    def _serialized(self, step: StepShape) -> bytes:
+        """The list of a step, compiled if it is not known."""
+        if step not in self._lists:
+            commands, self._labels[step] = self._compiler.compile(step)
+            self._lists[step] = serialize_list(commands)
+        return self._lists[step]
 
 
 def _contexts(encoded: bytes) -> Iterator[Context]:

@@ -43,7 +43,7 @@ class EncoderEngine(Engine):
         words = words_of(self.device.config, tokens)
         if words not in self._loaded:
             compiled = compile_pass(self._layout, words)
-            self._loaded[words] = self._load(serialize_list(compiled.commands), compiled)
+            self._loaded[words] = self._load(serialize_list(compiled.commands), compiled.labels)
         padded = words * self.device.config.array_size
         inputs = np.zeros((padded, self.spec.hidden_size), np.float32)
         inputs[:tokens] = x

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lepton.compiler.builder import CommandList
 from lepton.compiler.layout import Layout, unsupported_reason
 from lepton.devices.base import Buffer, Counters, Device
 from lepton.errors import InputError
@@ -36,7 +35,7 @@ class LoadedList:
 
     buffer: Buffer
     commands: int
-    labels: Sequence[str] = ()
+    labels: Sequence[str]
     """What each command belongs to; nothing for a list that was saved."""
 
     def label(self, index: int) -> str:
@@ -84,11 +83,11 @@ class Engine:
         self._buffers.append(self.device.allocate(nbytes))
         return self._buffers[-1]
 
-    def _load(self, encoded: bytes, compiled: CommandList | None = None) -> LoadedList:
+    def _load(self, data: bytes, labels: Sequence[str]) -> LoadedList:
         """Put a list in device memory."""
-        buffer = self._allocate(len(encoded))
-        self.device.write(buffer, np.frombuffer(encoded, np.uint8))
-        return LoadedList(buffer, len(encoded) // COMMAND_BYTES, () if compiled is None else compiled.labels)
+        buffer = self._allocate(len(data))
+        self.device.write(buffer, np.frombuffer(data, np.uint8))
+        return LoadedList(buffer, len(data) // COMMAND_BYTES, labels)
 
     def _run(self, program: LoadedList, contexts: Iterable[Context], inputs: Iterable[F32]) -> None:
         """Run a list that begins with ``contexts`` on ``inputs``, which lie one after the other."""
