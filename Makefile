@@ -34,7 +34,7 @@ check: $(VENV)/test.stamp
 	$(MKDOCS)
 
 pytest: $(VENV)/test.stamp $(VENV)/icarus.stamp
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 slow: $(VENV)/test.stamp
 	$(BIN)/pytest -m slow
