@@ -2,6 +2,7 @@
 
 import _thread
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -269,10 +270,19 @@ def test_ctrl_c_is_served_in_the_middle_of_a_list():
         device.run(put(device, gemm, End()), 2, bases)
 
 
-def test_threads_take_turns(device):
-    """Each finds its own results and counters, whoever runs beside it."""
+def test_threads_take_turns(device, monkeypatch):
+    """Each finds its own results and counters, whoever runs beside it: no list starts while another runs."""
     config = device.config
-    failures = []
+    failures, running, run = [], [], device._run
+
+    def alone(launch):
+        running.append(launch)
+        time.sleep(0.001)  # other threads get here now, if nothing stops them
+        assert running == [launch]
+        run(launch)
+        running.remove(launch)
+
+    monkeypatch.setattr(device, "_run", alone)
 
     def work(number: int) -> None:
         value = np.full(config.lanes, number, np.float32)
