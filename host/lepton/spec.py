@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lepton.activation import Activation, Pass
@@ -25,8 +24,8 @@ class Linear:
     weights: QuantizedWeights
     bias: F32 | None = None
 
-    def rows(self, part: "slice | NDArray[np.int64]") -> "Linear":
-        """Some outputs of the layer, or all in another order."""
+    def rows(self, part: slice) -> "Linear":
+        """Some outputs of the layer."""
         q, scale = self.weights
         return Linear(QuantizedWeights(q[part], scale[part]), None if self.bias is None else self.bias[part])
 

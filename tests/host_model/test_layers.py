@@ -310,3 +310,12 @@ def test_contexts(load: Callable[..., lai.LeptonModel]) -> None:
     assert asked.engine.context == 1000
     with pytest.raises(InputError, match=r"^context: must be at most 400, .* not 401"):
         load("gpt2", "emulator", context=401)
+
+
+@pytest.mark.parametrize("name", ["context", "sequences"])
+def test_limits_of_whole_layers_are_refused_where_none_run(name: str) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL | {"intermediate_size": 200})).eval()
+    for options in ({}, {"layers": False}):
+        with pytest.raises(InputError, match=rf"^{name}: must be left out where Linear layers .*, but is 32"):
+            lai.load_model(model, "emulator", cost=ALWAYS, **{name: 32}, **options)
+    assert type(model.lm_head) is torch.nn.Linear

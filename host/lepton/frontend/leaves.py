@@ -25,8 +25,6 @@ class LinearModules:
     """
 
     modules: tuple[nn.Module, ...]
-    rows: slice | Tensor | None = None
-    """The outputs in use, or their order; None for all as they come."""
 
     def __post_init__(self) -> None:
         for module in self.modules:
@@ -35,18 +33,12 @@ class LinearModules:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` [..., K] to [..., N]."""
-        y = torch.cat([_apply(module, x) for module in self.modules], -1)
-        return y if self.rows is None else y[..., self.rows]
+        return torch.cat([_apply(module, x) for module in self.modules], -1)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K): outputs and inputs."""
-        columns = sum(features(module)[0] for module in self.modules)
-        if isinstance(self.rows, slice):
-            columns = len(range(columns)[self.rows])
-        elif self.rows is not None:
-            columns = len(self.rows)
-        return columns, features(self.modules[0])[1]
+        return sum(features(module)[0] for module in self.modules), features(self.modules[0])[1]
 
     @property
     def biased(self) -> bool:
@@ -62,8 +54,6 @@ class NormModule:
     """
 
     module: nn.Module
-    rows: Tensor | None = None
-    """Order of the weights, where the outputs before it have another order than the model's."""
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(self.module, "weight", None), Tensor):
@@ -74,23 +64,28 @@ class NormModule:
         # The few numbers of a ramp tell norms apart that differ in mean, weight or epsilon.
         x = torch.linspace(-1, 3, len(weight), device=weight.device)
         with torch.no_grad():
-            if not torch.allclose(self.module(x), self._normalize(x, self._weight(), self._bias()), atol=1e-5):
+            if not torch.allclose(self.module(x), self(x), atol=1e-5):
                 raise UnsupportedModel(f"{type(self.module).__name__} is neither an RMS norm nor a LayerNorm")
 
     def __call__(self, x: Tensor) -> Tensor:
         """The norm of ``x`` [..., K]."""
-        return self._normalize(x, self.weight, self.bias)
+        bias = self.bias
+        if bias is not None:
+            x = x - x.mean(-1, keepdim=True)
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return y if bias is None else y + bias
 
     @property
     def weight(self) -> Tensor:
         """[K]: what a normalized row is multiplied by."""
-        return self._ordered(self._weight())
+        weight: Any = self.module.weight
+        # The norms of Gemma keep what their weight differs from one.
+        return 1 + weight if self._is_offset() else weight
 
     @property
     def bias(self) -> Tensor | None:
         """[K], or None for an RMS norm."""
-        bias = self._bias()
-        return None if bias is None else self._ordered(bias)
+        return getattr(self.module, "bias", None)
 
     @property
     def eps(self) -> float:
@@ -100,30 +95,13 @@ class NormModule:
                 return float(value)
         raise UnsupportedModel(f"{type(self.module).__name__} does not tell its epsilon")
 
-    def _weight(self) -> Tensor:
-        weight: Any = self.module.weight
-        # The norms of Gemma keep what their weight differs from one.
-        return 1 + weight if self._is_offset() else weight
-
     def _is_offset(self) -> bool:
         weight: Any = self.module.weight
-        if weight.device.type == "meta" or self._bias() is not None:
+        if weight.device.type == "meta" or self.bias is not None:
             return False
         ones = torch.ones_like(weight)
         with torch.no_grad():
             return torch.allclose(self.module(ones) * (1 + self.eps) ** 0.5, 1 + weight, atol=1e-5)
-
-    def _bias(self) -> Tensor | None:
-        return getattr(self.module, "bias", None)
-
-    def _ordered(self, values: Tensor) -> Tensor:
-        return values if self.rows is None else values[self.rows]
-
-    def _normalize(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None:
-            x = x - x.mean(-1, keepdim=True)
-        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * weight
-        return y if bias is None else y + bias
 
 
 ModuleAttention = Attention[LinearModules, NormModule]

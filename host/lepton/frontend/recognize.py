@@ -102,10 +102,7 @@ class _Quantizer:
             if module not in self.linears:
                 self.linears[module] = quantize(self._names[module], module)
             parts.append(self.linears[module])
-        if leaf.rows is None:
-            return _joined(parts)
-        whole = Linear.join([_numbers(part) for part in parts])
-        return whole.rows(leaf.rows if isinstance(leaf.rows, slice) else leaf.rows.numpy())
+        return _joined(parts)
 
     def names(self, modules: Iterable[nn.Module]) -> frozenset[str]:
         """The names of modules."""

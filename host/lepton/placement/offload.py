@@ -74,9 +74,21 @@ def offload(model: nn.Module, executor: Executor, options: OffloadOptions | None
             reason = str(unsupported)
         else:
             return _kept(Offloaded(model=model, executor=executor, options=options, report=report, engine=engine))
+    _check_limits(options, reason)
     report = offload_linears(model, executor, options, unsupported_reason=reason)
     options = replace(options, layers=False)
     return _kept(Offloaded(model=model, executor=executor, options=options, report=report))
+
+
+def _check_limits(options: OffloadOptions, reason: str) -> None:
+    """Raise :class:`InputError` for limits of whole layers where Linear layers run one by one."""
+    for name, value in (("context", options.context), ("sequences", options.sequences)):
+        if value is not None:
+            why = f", since {reason}" if reason else ""
+            raise InputError(
+                f"{name}: must be left out where Linear layers run one by one{why}, but is {value}: the host has the "
+                f"caches then; leave it out"
+            )
 
 
 def offloaded(model: nn.Module) -> Offloaded | None:

@@ -96,6 +96,10 @@ def _engine(recognized: Recognized, executor: Executor, options: OffloadOptions)
         (executor.device, executor.timeout) if isinstance(executor, DeviceExecutor) else (None, DEFAULT_TIMEOUT)
     )
     if not spec.causal:
+        if options.sequences is not None:
+            raise InputError(
+                f"sequences: must be left out for an encoder, which has no caches, not {options.sequences}; drop it"
+            )
         context = options.context or min(MAX_CONTEXT, positions)
         if device is None:
             return ReferenceEncoder(spec, context=context)
